@@ -1,0 +1,261 @@
+// Package cgroup keeps a cgroup v2 hierarchy with a leaf group for each
+// command.
+//
+// Below the managed root there is
+//
+//	wrenn/user/<n>   one leaf per command without a terminal
+//	wrenn/pty/<n>    one leaf per command with one
+//
+// A leaf exists before its command, which is cloned into it, so nothing a
+// command starts is ever outside. It is removed when its last process is gone.
+// The leaf is what makes "kill the tree" exact, and it accounts for all that
+// the command started.
+//
+// A Hierarchy is safe for concurrent use. It has one goroutine, Run, which
+// waits for the kernel's word that a group has become empty. The package does
+// not start processes and knows no commands.
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrUnusable means that the root is no cgroup v2 hierarchy that we can write.
+var ErrUnusable = errors.New("cgroup v2 is not usable")
+
+// ErrNoController means that a limit needs a controller that is not enabled.
+var ErrNoController = errors.New("cgroup controller is not available")
+
+// Class says under which group a command's leaf goes.
+type Class string
+
+// The classes are part of the wire contract: hosts read their groups.
+const (
+	PTY  Class = "pty"
+	User Class = "user"
+)
+
+// top is the group that everything of ours is below.
+const top = "wrenn"
+
+// Controllers we use, where the kernel has them.
+var wanted = []string{"cpu", "memory", "pids", "io"}
+
+// Limits bound a group; 0 is no limit.
+type Limits struct {
+	MemoryBytes   uint64
+	CPUMillicores uint32
+	Pids          uint32
+}
+
+// Hierarchy owns the groups below root/wrenn.
+type Hierarchy struct {
+	dir         string // root/wrenn
+	controllers map[string]bool
+	events      *os.File // inotify, on the cgroup.events of busy groups
+	next        atomic.Uint64
+
+	mu   sync.Mutex
+	busy map[int32]*Group // guarded by mu; released groups with processes left, by watch
+}
+
+// Open takes over root, a cgroup v2 mount or a delegated group of one. Leaves
+// that an earlier daemon left behind empty are removed. Close releases it.
+func Open(root string) (*Hierarchy, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(root, &st); err != nil {
+		return nil, fmt.Errorf("%w: statfs %s: %w", ErrUnusable, root, err)
+	}
+	if st.Type != unix.CGROUP2_SUPER_MAGIC {
+		return nil, fmt.Errorf("%w: %s is not a cgroup2 mount", ErrUnusable, root)
+	}
+	h := &Hierarchy{
+		dir:         filepath.Join(root, top),
+		controllers: make(map[string]bool),
+		busy:        make(map[int32]*Group),
+	}
+	for _, dir := range []string{h.dir, h.classDir(User), h.classDir(PTY)} {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
+		}
+		removeEmpty(dir)
+	}
+	h.enable(root)
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watch cgroups: %w", err)
+	}
+	h.events = os.NewFile(uintptr(fd), "cgroup events")
+	return h, nil
+}
+
+// enable turns on, level by level, the controllers we use. What cannot be
+// enabled is left out: limits of that kind are then refused.
+func (h *Hierarchy) enable(root string) {
+	for _, c := range wanted {
+		on := true
+		for _, dir := range []string{root, h.dir, h.classDir(User), h.classDir(PTY)} {
+			file := filepath.Join(dir, "cgroup.subtree_control")
+			if err := os.WriteFile(file, []byte("+"+c), 0); err != nil {
+				on = false
+				break
+			}
+		}
+		if on {
+			h.controllers[c] = true
+		}
+	}
+}
+
+// removeEmpty removes the numbered leaves below dir that hold no process.
+func removeEmpty(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if _, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+			_ = unix.Rmdir(filepath.Join(dir, e.Name())) // a busy one stays
+		}
+	}
+}
+
+func (h *Hierarchy) classDir(c Class) string { return filepath.Join(h.dir, string(c)) }
+
+// Controllers lists those enabled for the leaves, for the log.
+func (h *Hierarchy) Controllers() []string {
+	var on []string
+	for _, c := range wanted {
+		if h.controllers[c] {
+			on = append(on, c)
+		}
+	}
+	return on
+}
+
+// Create makes a leaf with the given limits. The caller ends it with Release.
+func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
+	g := &Group{h: h, gone: make(chan struct{})}
+	for {
+		g.path = filepath.Join(h.classDir(class), strconv.FormatUint(h.next.Add(1), 10))
+		err := unix.Mkdir(g.path, 0o755)
+		if err == nil {
+			break
+		}
+		// An earlier daemon's leaf, still busy.
+		if !errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("make cgroup %s: %w", g.path, err)
+		}
+	}
+	fd, err := unix.Open(g.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		g.dir = os.NewFile(uintptr(fd), g.path)
+		err = h.limit(g, limits)
+	}
+	if err != nil {
+		g.Release()
+		return nil, fmt.Errorf("set up cgroup %s: %w", g.path, err)
+	}
+	return g, nil
+}
+
+// cpuPeriod is the kernel's default cpu.max period, in microseconds.
+const cpuPeriod = 100_000
+
+func (h *Hierarchy) limit(g *Group, l Limits) error {
+	set := func(controller, file, value string) error {
+		if !h.controllers[controller] {
+			return fmt.Errorf("%w: %s", ErrNoController, controller)
+		}
+		return g.write(file, value)
+	}
+	if l.MemoryBytes > 0 {
+		if err := set("memory", "memory.max", strconv.FormatUint(l.MemoryBytes, 10)); err != nil {
+			return err
+		}
+		// Without swap to escape to, the limit is the limit. A kernel without
+		// swap accounting has no such file.
+		if err := g.write("memory.swap.max", "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if l.CPUMillicores > 0 {
+		quota := uint64(l.CPUMillicores) * cpuPeriod / 1000
+		if err := set("cpu", "cpu.max", fmt.Sprintf("%d %d", quota, cpuPeriod)); err != nil {
+			return err
+		}
+	}
+	if l.Pids > 0 {
+		return set("pids", "pids.max", strconv.FormatUint(uint64(l.Pids), 10))
+	}
+	return nil
+}
+
+// Run removes released groups as they become empty, until ctx ends.
+func (h *Hierarchy) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = h.events.Close() })
+	defer stop()
+	var buf [64 * unix.SizeofInotifyEvent]byte
+	for {
+		n, err := h.events.Read(buf[:])
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("read cgroup events: %w", err)
+		}
+		// A file's watch has no name in its events: they are of one size. What
+		// happened does not matter, and after an overflow we look at them all.
+		_ = n
+		h.sweep()
+	}
+}
+
+// sweep removes the busy groups that have become empty.
+func (h *Hierarchy) sweep() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for wd, g := range h.busy {
+		if g.remove() == nil {
+			delete(h.busy, wd)
+		}
+	}
+}
+
+// Close removes the hierarchy's own groups, as far as they are empty.
+func (h *Hierarchy) Close() error {
+	_ = h.events.Close()
+	h.sweep()
+	var errs []error
+	for _, dir := range []string{h.classDir(User), h.classDir(PTY), h.dir} {
+		removeEmpty(dir)
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// keyed reads "key value" lines, as in cpu.stat.
+func keyed(text string, yield func(key string, value uint64)) {
+	for line := range strings.Lines(text) {
+		key, value, ok := strings.Cut(strings.TrimSpace(line), " ")
+		if !ok {
+			continue
+		}
+		if n, err := strconv.ParseUint(value, 10, 64); err == nil {
+			yield(key, n)
+		}
+	}
+}

@@ -1,0 +1,72 @@
+package linux
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// PipeForReading makes a pipe for a child's output. Our end is non-blocking,
+// so that Close interrupts a read; the child's end blocks, since programs do
+// not expect EAGAIN from a pipe. The caller closes both.
+func PipeForReading() (ours, childs *os.File, err error) {
+	r, w, err := pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	return ownEnd(r, "pipe read end"), os.NewFile(uintptr(w), "pipe write end"), nil
+}
+
+// PipeForWriting makes a pipe for a child's input; see PipeForReading.
+func PipeForWriting() (ours, childs *os.File, err error) {
+	r, w, err := pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	return ownEnd(w, "pipe write end"), os.NewFile(uintptr(r), "pipe read end"), nil
+}
+
+func pipe() (r, w int, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return 0, 0, fmt.Errorf("pipe2: %w", err)
+	}
+	return fds[0], fds[1], nil
+}
+
+// ownEnd makes fd non-blocking and gives it to the runtime's poller. The two
+// ends of a pipe are separate file descriptions: the other one stays as it is.
+func ownEnd(fd int, name string) *os.File {
+	// Fails only for a bad descriptor.
+	_ = unix.SetNonblock(fd, true)
+	return os.NewFile(uintptr(fd), name)
+}
+
+// GrowPipe enlarges the pipe behind fd to size bytes. Without CAP_SYS_RESOURCE
+// the kernel refuses more than fs.pipe-max-size.
+func GrowPipe(fd uintptr, size int) error {
+	if _, err := unix.FcntlInt(fd, unix.F_SETPIPE_SZ, size); err != nil {
+		return fmt.Errorf("set pipe size: %w", err)
+	}
+	return nil
+}
+
+// Buffered reports how many bytes wait to be read from a pipe or terminal.
+func Buffered(fd uintptr) (int, error) {
+	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	if err != nil {
+		return 0, fmt.Errorf("ioctl TIOCINQ: %w", err)
+	}
+	return n, nil
+}
+
+// Read is read(2) on a non-blocking descriptor, without allocating.
+func Read(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(fd), p)
+		if err != unix.EINTR { //nolint:errorlint // a bare errno, on the hot path
+			return n, err
+		}
+	}
+}

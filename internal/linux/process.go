@@ -1,0 +1,94 @@
+package linux
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Subreap makes this process adopt the orphans among its descendants, as PID 1
+// does for all.
+func Subreap() error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	return nil
+}
+
+// I/O priority values, from linux/ioprio.h.
+const (
+	ioprioWhoProcess   = 1
+	ioprioBestEffort   = 2
+	ioprioClassShift   = 13
+	ioprioDefaultLevel = 4
+)
+
+// NormalThread gives the calling thread what a program expects to inherit:
+// nice 0, best-effort I/O of level 4 and an empty signal mask. All three
+// belong to the thread on Linux and pass on through fork and exec, so the
+// caller locks its goroutine to the thread first.
+func NormalThread() error {
+	var none unix.Sigset_t
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil); err != nil {
+		return fmt.Errorf("empty signal mask: %w", err)
+	}
+	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 0); err != nil {
+		return fmt.Errorf("set nice 0: %w", err)
+	}
+	prio := uintptr(ioprioBestEffort<<ioprioClassShift | ioprioDefaultLevel)
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, prio); errno != 0 {
+		return fmt.Errorf("set I/O priority: %w", errno)
+	}
+	return nil
+}
+
+// kernelSigaction is struct kernel_sigaction of amd64 and arm64: both have the
+// restorer field.
+type kernelSigaction struct {
+	handler  uintptr
+	flags    uint64
+	restorer uintptr
+	mask     uint64
+}
+
+const (
+	sigDefault   = 0
+	sigIgnore    = 1
+	lastSignal   = 64
+	sigsetBytes  = 8
+	firstRTKept  = 32 // 32 and 33 belong to the C library's threads
+	secondRTKept = 33
+)
+
+// DefaultIgnoredSignals gives every signal that this process ignores its
+// default action back. A daemon started in the background inherits ignored
+// signals, and exec would pass them on to every child. Signals that the caller
+// has a handler for are left alone, so it subscribes to its own first.
+func DefaultIgnoredSignals() error {
+	for sig := unix.Signal(1); sig <= lastSignal; sig++ {
+		if sig == unix.SIGKILL || sig == unix.SIGSTOP || sig == firstRTKept || sig == secondRTKept {
+			continue
+		}
+		var act kernelSigaction
+		if err := sigaction(sig, nil, &act); err != nil {
+			return err
+		}
+		if act.handler != sigIgnore {
+			continue
+		}
+		if err := sigaction(sig, &kernelSigaction{handler: sigDefault}, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func sigaction(sig unix.Signal, act, old *kernelSigaction) error {
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig),
+		uintptr(unsafe.Pointer(act)), uintptr(unsafe.Pointer(old)), sigsetBytes, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("rt_sigaction %v: %w", sig, errno)
+	}
+	return nil
+}

@@ -1,0 +1,31 @@
+package linux
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TCPHealth is what the kernel knows of a connection's peer.
+type TCPHealth struct {
+	// Unanswered counts retransmissions and zero-window probes sent since the
+	// peer last acknowledged anything; 0 when nothing is overdue.
+	Unanswered int
+	// LastAck is how long ago the peer acknowledged anything.
+	LastAck time.Duration
+}
+
+// TCPState asks the kernel about the connection behind fd (tcp(7), TCP_INFO).
+// A live peer that does not read answers every probe: only a peer that is gone
+// leaves them unanswered.
+func TCPState(fd uintptr) (TCPHealth, error) {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return TCPHealth{}, fmt.Errorf("getsockopt TCP_INFO: %w", err)
+	}
+	return TCPHealth{
+		Unanswered: int(info.Retransmits) + int(info.Probes),
+		LastAck:    time.Duration(info.Last_ack_recv) * time.Millisecond,
+	}, nil
+}

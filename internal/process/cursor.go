@@ -1,0 +1,195 @@
+package process
+
+import (
+	"math"
+	"slices"
+)
+
+// Now is the offset of what comes next.
+const Now int64 = -1
+
+// batchBytes bounds what one Take answers, in bytes: enough to make system
+// calls rare, little enough to stay in the processor's cache.
+const batchBytes = 256 << 10
+
+// Gap stands for output that is no longer kept: [From, To).
+type Gap struct {
+	From, To int64
+}
+
+// Batch is what a cursor has read. In order: the gap, the chunks, the end.
+type Batch struct {
+	Gap    *Gap
+	Chunks []Chunk
+	End    *Exit // the process has ended and all output before that was read
+}
+
+// Empty tells whether there was nothing to read.
+func (b *Batch) Empty() bool { return b.Gap == nil && b.End == nil && len(b.Chunks) == 0 }
+
+// Cursor reads a log from some offset on. Output.Attach makes it, its one
+// reader calls Take whenever Ready says so, and Close detaches it.
+type Cursor struct {
+	o    *Output
+	bell chan struct{}
+
+	// Guarded by o.mu.
+	at    int64 // offset of the next byte to take from the log
+	until int64 // offset to end at, once the process has ended
+	gap   *Gap  // not yet answered
+	// kept holds references to what was in the log when a cursor was attached
+	// in the past, so that a reader gets a whole window's time to catch up.
+	kept []entry
+
+	// Of the last Take: chunks is reused, held are the blocks to let go.
+	chunks []Chunk
+	held   []*block
+}
+
+// Attach opens a cursor at offset: at what comes next with Now, or when the
+// offset is not reached yet.
+func (o *Output) Attach(offset int64) *Cursor {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64}
+	if offset == Now || offset > o.end {
+		c.at = o.end
+	}
+	if c.at < o.start {
+		c.gap = &Gap{From: c.at, To: o.start}
+		c.at = o.start
+	}
+	if o.exit != nil {
+		c.until = o.end
+	}
+	if c.at < o.end {
+		c.keep(o.chunks.from(c.at))
+	}
+	o.cursors = append(o.cursors, c)
+	o.moved()
+	c.ring()
+	return c
+}
+
+// keep takes references to all of entries.
+func (c *Cursor) keep(entries []entry) {
+	for _, e := range entries {
+		e.data = e.data[max(0, c.at-e.offset):]
+		e.offset = max(e.offset, c.at)
+		e.block.ref()
+		c.kept = append(c.kept, e)
+		c.at = e.end()
+	}
+}
+
+// ring wakes the reader.
+func (c *Cursor) ring() {
+	select {
+	case c.bell <- struct{}{}:
+	default:
+	}
+}
+
+// Ready yields when Take is worth calling.
+func (c *Cursor) Ready() <-chan struct{} { return c.bell }
+
+// Take answers what there is to read, without waiting. The bytes of the chunks
+// are valid until the next Take or Close. No chunk is larger than maxChunk.
+// The error is a *TooSlowError.
+func (c *Cursor) Take(maxChunk int) (Batch, error) {
+	o := c.o
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c.release()
+
+	var b Batch
+	b.Gap, c.gap = c.gap, nil
+	room := batchBytes
+	for len(c.kept) > 0 && room > 0 {
+		// The reference passes from kept to held.
+		e := c.kept[0]
+		c.held = append(c.held, e.block)
+		room -= c.split(e.stream, e.offset, e.data, maxChunk)
+		if c.kept = c.kept[1:]; len(c.kept) == 0 {
+			c.kept = nil
+		}
+	}
+	if len(c.kept) == 0 && c.at < o.start {
+		if len(c.chunks) == 0 {
+			return b, &TooSlowError{Offset: c.at}
+		}
+		c.ring() // first what was kept, then the error
+	} else if len(c.kept) == 0 && room > 0 && c.at < min(o.end, c.until) {
+		c.takeLog(room, maxChunk)
+	}
+	b.Chunks = c.chunks
+	if len(c.kept) > 0 || c.at < min(o.end, c.until) {
+		c.ring()
+	} else if c.at >= c.until {
+		b.End = o.exit
+	}
+	return b, nil
+}
+
+// takeLog reads from the log itself.
+func (c *Cursor) takeLog(room, maxChunk int) {
+	for _, e := range c.o.chunks.from(c.at) {
+		if room <= 0 || c.at >= c.until {
+			break
+		}
+		data := e.data[c.at-e.offset:]
+		data = data[:min(int64(len(data)), c.until-c.at)]
+		e.block.ref()
+		c.held = append(c.held, e.block)
+		room -= c.split(e.stream, c.at, data, maxChunk)
+		c.at += int64(len(data))
+	}
+	c.o.moved()
+}
+
+// split adds data to the batch in chunks of at most size bytes.
+func (c *Cursor) split(s Stream, offset int64, data []byte, size int) (n int) {
+	n = len(data)
+	for len(data) > 0 {
+		piece := data[:min(len(data), size)]
+		c.chunks = append(c.chunks, Chunk{Stream: s, Offset: offset, Data: piece})
+		offset += int64(len(piece))
+		data = data[len(piece):]
+	}
+	return n
+}
+
+// release lets the last batch go.
+func (c *Cursor) release() {
+	for _, b := range c.held {
+		b.unref()
+	}
+	clear(c.held)
+	clear(c.chunks)
+	c.held, c.chunks = c.held[:0], c.chunks[:0]
+}
+
+// Close detaches the cursor. The reader calls it once, after its last Take.
+func (c *Cursor) Close() {
+	o := c.o
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c.release()
+	for _, e := range c.kept {
+		e.block.unref()
+	}
+	c.kept = nil
+	o.cursors = slices.DeleteFunc(o.cursors, func(other *Cursor) bool { return other == c })
+	if len(o.cursors) == 0 {
+		o.cursors = nil
+	}
+	o.moved()
+}
+
+// Behind tells whether the cursor has been cut off: what it would read next is
+// no longer kept.
+func (c *Cursor) Behind() bool {
+	c.o.mu.Lock()
+	defer c.o.mu.Unlock()
+	return c.at < c.o.start
+}

@@ -1,0 +1,210 @@
+package process
+
+import (
+	"fmt"
+	"sync"
+)
+
+// Stream says which output a chunk belongs to.
+type Stream uint8
+
+// The streams of a process. A terminal merges the first two into the third.
+const (
+	Stdout Stream = iota + 1
+	Stderr
+	Terminal
+)
+
+// TooSlowError ends a cursor that fell further behind the fastest one than the
+// log keeps. The reader may go on at Offset with a new cursor.
+type TooSlowError struct {
+	Offset int64
+}
+
+func (e *TooSlowError) Error() string {
+	return fmt.Sprintf("reader too slow beside others: connect again from offset %d", e.Offset)
+}
+
+const (
+	// keepLess is what a busy log keeps while all logs together exceed their
+	// budget, in bytes.
+	keepLess = 64 << 10
+	// chunkCost is the least that a chunk counts against the window, in bytes.
+	// It bounds the memory of a log of tiny chunks.
+	chunkCost = 64
+	// minTail and maxTail bound the blocks that small writes are copied to.
+	minTail = 512
+	maxTail = 32 << 10
+)
+
+// Output is the log of what one process wrote, all streams in one sequence.
+// Every byte has an offset. The log keeps the newest bytes, up to a window, and
+// any number of cursors read it.
+//
+// The fastest attached cursor sets the pace: what it has not read is never
+// dropped, and a writer waits in reserve until there is room. What another
+// cursor has not read is dropped when it leaves the window, and that cursor is
+// then cut off. With no cursor attached, writers never wait.
+//
+// The process's pumps write and one handler per cursor reads; there is no
+// goroutine here. Methods are safe for concurrent use.
+type Output struct {
+	budget *Budget
+
+	mu      sync.Mutex
+	window  int           // bytes to keep; guarded by mu, as is all below
+	chunks  chunkQueue    // consecutive, oldest first
+	cost    int           // of chunks, against the window
+	start   int64         // offset of the oldest byte kept
+	end     int64         // offset of the next byte
+	tail    []byte        // what is left of the block that small writes go to
+	cursors []*Cursor     // attached
+	fastest int64         // how far the fastest attached cursor has read
+	room    chan struct{} // closed to make waiting writers look again; nil when none waits
+	exit    *Exit         // set once by finish
+}
+
+func newOutput(window int, b *Budget) *Output {
+	return &Output{budget: b, window: window}
+}
+
+// reserve answers nil when a writer may append, and else a channel that is
+// closed when it is worth asking again.
+func (o *Output) reserve() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.hasRoom() {
+		return nil
+	}
+	if o.room == nil {
+		o.room = make(chan struct{})
+	}
+	return o.room
+}
+
+// hasRoom tells whether a chunk more stays within the window or can make the
+// oldest go. A writer that has room overshoots the window by one chunk at most.
+func (o *Output) hasRoom() bool {
+	return o.cost < o.limit() || o.evictable()
+}
+
+// evictable tells whether there is an oldest chunk and the fastest attached
+// cursor, if there is one, has read it.
+func (o *Output) evictable() bool {
+	first := o.chunks.first()
+	if first == nil {
+		return len(o.cursors) == 0
+	}
+	return len(o.cursors) == 0 || first.end() <= o.fastest
+}
+
+func (o *Output) limit() int {
+	if o.budget.exceeded() {
+		return min(o.window, keepLess)
+	}
+	return o.window
+}
+
+// append adds p to the log. When b is not nil, p lies in b and the log takes b
+// over; otherwise it copies. The writer has reserved; append never waits.
+func (o *Output) append(s Stream, p []byte, b *block) {
+	o.mu.Lock()
+	if b != nil {
+		o.push(entry{stream: s, offset: o.end, data: p, block: b})
+	}
+	for b == nil && len(p) > 0 {
+		p = p[o.pushCopy(s, p):]
+	}
+	o.evict()
+	for _, c := range o.cursors {
+		c.ring()
+	}
+	o.mu.Unlock()
+	o.budget.reclaim()
+}
+
+func (o *Output) push(e entry) {
+	o.chunks.push(e)
+	o.end = e.end()
+	o.charge(e.cost())
+}
+
+// pushCopy copies as much of p as the tail takes, onto the last chunk when
+// that is of the same stream and ends where the tail begins.
+func (o *Output) pushCopy(s Stream, p []byte) int {
+	if len(o.tail) == 0 {
+		// Blocks grow with what is kept: who says little costs little.
+		o.tail = make([]byte, min(max(minTail, int(o.end-o.start)), maxTail))
+	}
+	n := copy(o.tail, p)
+	last := o.chunks.last()
+	if last != nil && last.stream == s && last.block == nil && cap(last.data) > len(last.data) {
+		before := last.cost()
+		last.data = last.data[:len(last.data)+n]
+		o.end = last.end()
+		o.charge(last.cost() - before)
+	} else {
+		o.push(entry{stream: s, offset: o.end, data: o.tail[:n]})
+	}
+	o.tail = o.tail[n:]
+	return n
+}
+
+func (o *Output) charge(cost int) {
+	o.cost += cost
+	o.budget.add(cost)
+}
+
+// evict drops the oldest chunks while there are too many.
+func (o *Output) evict() {
+	for o.cost > o.limit() && o.chunks.first() != nil && o.evictable() {
+		first := o.chunks.first()
+		o.charge(-first.cost())
+		o.start = first.end()
+		first.block.unref()
+		o.chunks.pop()
+	}
+	if o.chunks.first() == nil {
+		o.tail = nil
+	}
+}
+
+// moved settles the log after cursors have read, come or gone.
+func (o *Output) moved() {
+	o.fastest = 0
+	for _, c := range o.cursors {
+		o.fastest = max(o.fastest, c.at)
+	}
+	o.evict()
+	if o.room != nil && o.hasRoom() {
+		close(o.room)
+		o.room = nil
+	}
+}
+
+// finish records how the process ended. Cursors yield what came before and
+// then the end. Descendants may still append.
+func (o *Output) finish(e Exit) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.exit = &e
+	for _, c := range o.cursors {
+		c.until = o.end
+		c.ring()
+	}
+}
+
+// drop gives up what is kept, as far as no attached cursor has yet to read it.
+func (o *Output) drop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.window = 0
+	o.moved()
+}
+
+// Written is how many bytes the process has written so far.
+func (o *Output) Written() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.end
+}

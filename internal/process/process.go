@@ -1,0 +1,292 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/reap"
+)
+
+// ErrFinished is returned for a process that has ended.
+var ErrFinished = errors.New("process has ended")
+
+// Process is a started command. Table.Start makes it; it ends by itself.
+type Process struct {
+	Label   any    // Spec.Label
+	Tag     string // "" when HasTag is false
+	HasTag  bool
+	Started time.Time
+
+	serial   uint64
+	table    *Table
+	child    *reap.Child
+	group    *cgroup.Group // nil without cgroups
+	mark     string        // names the tree without cgroups; else ""
+	out      *Output
+	terminal bool
+	timeout  time.Duration
+
+	exited  chan struct{} // closed when the leader was reaped
+	settled chan struct{} // closed when no output will come and the group is gone
+	endedAt time.Time     // when the end was in the log; guarded by table.mu
+
+	mu        sync.Mutex
+	input     *input      // guarded by mu; nil without stdin, and after the exit
+	pumps     []*pump     // guarded by mu; nil once settled
+	exit      *Exit       // guarded by mu; set by supervise
+	killTimer *time.Timer // guarded by mu; of KillAfter
+}
+
+// Pid is the leader's process id.
+func (p *Process) Pid() int { return p.child.Pid() }
+
+// Attach opens a cursor on the output at offset; see Output.Attach.
+func (p *Process) Attach(offset int64) *Cursor { return p.out.Attach(offset) }
+
+// Written is how many bytes of output there are so far.
+func (p *Process) Written() int64 { return p.out.Written() }
+
+// Terminal tells whether the process runs on a terminal.
+func (p *Process) Terminal() bool { return p.terminal }
+
+// Running tells whether the leader runs.
+func (p *Process) Running() bool {
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
+// Exit is how the process ended, or nil before its end is in the log.
+func (p *Process) Exit() *Exit {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.exit
+}
+
+// supervise takes the process from running to done. It is the only place that
+// changes the state, and joins the pumps.
+func (p *Process) supervise(pumps []*pump, bell <-chan struct{}) {
+	timedOut := p.awaitExit()
+	status := p.child.Status()
+	p.closeInput()
+	close(p.exited)
+
+	open := drain(pumps, bell, p.table.quit)
+	exit := p.account(status)
+	exit.OutputOpen, exit.TimedOut = open, timedOut
+	if p.group != nil {
+		p.group.Release()
+	}
+	p.mu.Lock()
+	p.exit = &exit
+	p.mu.Unlock()
+	p.out.finish(exit)
+	p.table.ended(p)
+
+	for _, pump := range pumps {
+		<-pump.done
+	}
+	if p.group != nil {
+		select {
+		case <-p.group.Gone():
+		case <-p.table.quit:
+		}
+	}
+	p.settle()
+	p.table.settled(p)
+}
+
+// awaitExit waits for the leader, and kills the tree at the timeout.
+func (p *Process) awaitExit() (timedOut bool) {
+	var deadline <-chan time.Time
+	if p.timeout > 0 {
+		timer := time.NewTimer(p.timeout)
+		defer timer.Stop()
+		deadline = timer.C
+	}
+	select {
+	case <-p.child.Done():
+		return false
+	case <-deadline:
+	}
+	_ = p.Kill() // finished meanwhile is fine
+	<-p.child.Done()
+	return true
+}
+
+// account adds up what the tree used.
+func (p *Process) account(s reap.Status) Exit {
+	e := Exit{Wait: s.Wait, Usage: Usage{User: s.User, System: s.System, PeakMemory: s.PeakRSS}}
+	if p.group == nil {
+		return e
+	}
+	u, err := p.group.Usage()
+	if err != nil {
+		return e
+	}
+	e.Usage.User, e.Usage.System = u.User, u.System
+	e.OOMKilled = u.OOMKills > 0
+	if u.PeakMemory > 0 {
+		e.Usage.PeakMemory = u.PeakMemory
+	}
+	return e
+}
+
+// settle lets go of what only a process with something left needs.
+func (p *Process) settle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pumps = nil
+	if p.killTimer != nil {
+		p.killTimer.Stop()
+	}
+	close(p.settled)
+}
+
+func (p *Process) isSettled() bool {
+	select {
+	case <-p.settled:
+		return true
+	default:
+		return false
+	}
+}
+
+// Kill sends SIGKILL to the whole tree, also when only descendants are left.
+// ErrFinished means that nothing was.
+func (p *Process) Kill() error {
+	if p.group == nil {
+		// The tree before the leader, whose end would orphan its children.
+		killed, err := killTree(p.tree())
+		if leader := p.child.Signal(unix.SIGKILL); killed == 0 && err == nil {
+			return finished(leader)
+		}
+		return err
+	}
+	leader := p.child.Signal(unix.SIGKILL)
+	populated := p.group.Populated()
+	if err := p.group.Kill(); err != nil {
+		return fmt.Errorf("kill process %d: %w", p.Pid(), err)
+	}
+	if populated {
+		return nil
+	}
+	return finished(leader)
+}
+
+// Signal sends sig to the leader; SIGKILL goes to the whole tree.
+func (p *Process) Signal(sig unix.Signal) error {
+	if sig == unix.SIGKILL {
+		return p.Kill()
+	}
+	return finished(p.child.Signal(sig))
+}
+
+// KillAfter kills whatever is left of the tree once d is over.
+func (p *Process) KillAfter(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.isSettled() && p.group != nil {
+		return
+	}
+	if p.killTimer != nil {
+		p.killTimer.Stop()
+	}
+	p.killTimer = time.AfterFunc(d, func() { _ = p.Kill() })
+}
+
+// finished turns the reaper's word for an ended child into ours.
+func finished(err error) error {
+	if errors.Is(err, reap.ErrFinished) || errors.Is(err, unix.ESRCH) {
+		return ErrFinished
+	}
+	return err
+}
+
+// tree says how to find the descendants without cgroups.
+func (p *Process) tree() tree {
+	return tree{leader: p.Pid(), leaderGone: !p.Running(), mark: p.mark}
+}
+
+// WriteStdin writes to standard input, WriteTerminal to the terminal. Both
+// write all of b or fail; see input.write.
+func (p *Process) WriteStdin(ctx context.Context, b []byte) error {
+	if p.terminal {
+		return fmt.Errorf("%w: process %d runs on a terminal, send pty input", ErrWrongInput, p.Pid())
+	}
+	return p.write(ctx, b)
+}
+
+// WriteTerminal writes to the terminal; see WriteStdin.
+func (p *Process) WriteTerminal(ctx context.Context, b []byte) error {
+	if !p.terminal {
+		return fmt.Errorf("%w: process %d has no terminal, send stdin input", ErrWrongInput, p.Pid())
+	}
+	return p.write(ctx, b)
+}
+
+func (p *Process) write(ctx context.Context, b []byte) error {
+	p.mu.Lock()
+	in := p.input
+	p.mu.Unlock()
+	if !p.Running() {
+		return ErrFinished
+	}
+	if in == nil {
+		return fmt.Errorf("%w: process %d was started without one", ErrStdinClosed, p.Pid())
+	}
+	err := in.write(ctx, b)
+	if errors.Is(err, ErrStdinClosed) && !p.Running() {
+		return ErrFinished
+	}
+	return err
+}
+
+// CloseStdin ends standard input. Closing it again is fine.
+func (p *Process) CloseStdin() error {
+	if p.terminal {
+		return fmt.Errorf("%w: a terminal has no end of input, send 0x04", ErrWrongInput)
+	}
+	if !p.Running() {
+		return ErrFinished
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.input == nil {
+		return nil
+	}
+	return p.input.close()
+}
+
+// closeInput ends the input with the leader. The terminal is its pump's.
+func (p *Process) closeInput() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.input != nil && !p.terminal {
+		_ = p.input.close()
+	}
+	p.input = nil
+}
+
+// Resize changes the size of the terminal; SIGWINCH follows.
+func (p *Process) Resize(size Size) error {
+	if !p.terminal {
+		return fmt.Errorf("%w: process %d has no terminal", ErrWrongInput, p.Pid())
+	}
+	p.mu.Lock()
+	in := p.input
+	p.mu.Unlock()
+	if in == nil {
+		return ErrFinished
+	}
+	return resize(in.file, size)
+}

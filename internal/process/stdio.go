@@ -1,0 +1,88 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/wrenn/envd/internal/linux"
+)
+
+// stdio is both sides of a process's descriptors 0, 1 and 2 before the start.
+// After the start the child's side is closed, and the Process owns ours.
+type stdio struct {
+	child          [3]*os.File
+	stdin          *os.File // our side; nil without
+	stdout, stderr *os.File
+	master         *os.File // instead of the three, with a terminal
+}
+
+// openStdio opens what spec asks for. The caller calls closeChild, and
+// closeOurs too when the start fails.
+func openStdio(spec *Spec) (s *stdio, err error) {
+	s = &stdio{}
+	defer func() {
+		if err != nil {
+			s.closeChild()
+			s.closeOurs()
+			err = &StartError{Kind: Exhausted, Text: "open descriptors", Err: err}
+		}
+	}()
+	if spec.Terminal != nil {
+		return s, s.openTerminal(spec)
+	}
+	if spec.Stdin {
+		s.stdin, s.child[0], err = linux.PipeForWriting()
+	} else {
+		s.child[0], err = os.Open(os.DevNull)
+	}
+	if err != nil {
+		return s, err
+	}
+	if s.stdout, s.child[1], err = linux.PipeForReading(); err != nil {
+		return s, err
+	}
+	s.stderr, s.child[2], err = linux.PipeForReading()
+	return s, err
+}
+
+func (s *stdio) openTerminal(spec *Spec) error {
+	master, tty, err := linux.OpenTTY()
+	if err != nil {
+		return err
+	}
+	s.master, s.child = master, [3]*os.File{tty, tty, tty}
+	if err := resize(master, *spec.Terminal); err != nil {
+		return err
+	}
+	// As login does, so that the user can open its terminal by name.
+	if err := tty.Chown(int(spec.User.UID), -1); err != nil && os.Geteuid() == 0 {
+		return fmt.Errorf("give terminal to user: %w", err)
+	}
+	return nil
+}
+
+func resize(master *os.File, size Size) error {
+	conn, err := master.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	ctlErr := conn.Control(func(fd uintptr) { err = linux.SetTTYSize(fd, size.Cols, size.Rows) })
+	return errors.Join(ctlErr, err)
+}
+
+func (s *stdio) closeChild() {
+	for i, f := range s.child {
+		if f != nil && (i == 0 || f != s.child[0]) {
+			_ = f.Close()
+		}
+	}
+}
+
+func (s *stdio) closeOurs() {
+	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}

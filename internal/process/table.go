@@ -1,0 +1,383 @@
+package process
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/reap"
+)
+
+// ErrUnknown means that no process is called that.
+var ErrUnknown = errors.New("process not found")
+
+// ErrClosed is returned for a start while the table is being closed.
+var ErrClosed = errors.New("shutting down")
+
+// Config holds the limits of a table.
+type Config struct {
+	// Window is how much output is kept of each process, in bytes.
+	Window int
+	// Total bounds what is kept of all processes together, in bytes.
+	Total int64
+	// Retain is how long a process is kept after its end.
+	Retain time.Duration
+	// Ended, when not nil, is called after each end. It does not block.
+	Ended func()
+}
+
+// DefaultConfig is what the wire contract promises.
+func DefaultConfig() Config {
+	return Config{Window: 1 << 20, Total: 64 << 20, Retain: 30 * time.Second}
+}
+
+// Table owns all processes: those that run, those that ended less than
+// Config.Retain ago, and those that left descendants behind. Numbers are never
+// reused inside: a pid or tag leads to the newest process of that name.
+type Table struct {
+	cfg    Config
+	reaper *reap.Reaper
+	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable
+	budget *Budget
+	id     string         // random; makes marks unique among daemons
+	quit   chan struct{}  // closed by Close: give everything up
+	wg     sync.WaitGroup // the supervisors
+
+	mu      sync.Mutex
+	closing bool                  // guarded by mu, as is all below
+	serial  uint64                // of the newest process
+	all     map[uint64]*Process   // by serial
+	pids    map[int]*Process      // the newest of each pid
+	tags    map[string][]*Process // oldest first
+	expiry  []*Process            // ended, oldest first
+	timer   *time.Timer           // runs expire; nil while nothing is to expire
+}
+
+// NewTable makes an empty table. groups may be nil.
+func NewTable(cfg Config, reaper *reap.Reaper, groups *cgroup.Hierarchy) *Table {
+	return &Table{
+		cfg: cfg, reaper: reaper, groups: groups,
+		budget: newBudget(cfg.Total),
+		id:     rand.Text(),
+		quit:   make(chan struct{}),
+		all:    make(map[uint64]*Process),
+		pids:   make(map[int]*Process),
+		tags:   make(map[string][]*Process),
+	}
+}
+
+// Start runs spec. It returns the process and a cursor that sees all of its
+// output; the caller closes the cursor. Errors are *StartError or ErrClosed.
+func (t *Table) Start(spec *Spec) (*Process, *Cursor, error) {
+	if err := spec.validate(); err != nil {
+		return nil, nil, err
+	}
+	if err := spec.checkDir(); err != nil {
+		return nil, nil, err
+	}
+	path, err := spec.find()
+	if err != nil {
+		return nil, nil, err
+	}
+	// Close waits for starts that it did not refuse.
+	t.mu.Lock()
+	if t.closing {
+		t.mu.Unlock()
+		return nil, nil, ErrClosed
+	}
+	t.serial++
+	serial := t.serial
+	t.wg.Add(1)
+	t.mu.Unlock()
+	p, cursor, err := t.launch(spec, path, serial)
+	if err != nil {
+		t.wg.Done()
+		return nil, nil, err
+	}
+	return p, cursor, nil
+}
+
+// launch makes the process and what it needs, or nothing.
+func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Cursor, error) {
+	group, err := t.group(spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	files, err := openStdio(spec)
+	if err != nil {
+		if group != nil {
+			group.Release()
+		}
+		return nil, nil, err
+	}
+	cmd := reap.Command{
+		Path: path, Args: append([]string{spec.Name}, spec.Args...), Env: spec.Env, Dir: spec.Dir,
+		User:  spec.User,
+		Stdin: files.child[0], Stdout: files.child[1], Stderr: files.child[2],
+		TTY: spec.Terminal != nil,
+	}
+	mark := ""
+	if group != nil {
+		cmd.Cgroup = group.Dir()
+	} else {
+		mark = t.id + "-" + strconv.FormatUint(serial, 10)
+		cmd.Env = append(slices.Clip(cmd.Env), markName+"="+mark)
+	}
+	started := time.Now()
+	child, err := t.reaper.Start(cmd)
+	files.closeChild()
+	if err != nil {
+		files.closeOurs()
+		if group != nil {
+			group.Release()
+		}
+		return nil, nil, spec.startError(path, err)
+	}
+	p := &Process{
+		Label: spec.Label, Tag: spec.Tag, HasTag: spec.HasTag, Started: started,
+		serial: serial, table: t, child: child, group: group, mark: mark,
+		terminal: spec.Terminal != nil, timeout: spec.Timeout,
+		out:     newOutput(t.cfg.Window, t.budget),
+		exited:  make(chan struct{}),
+		settled: make(chan struct{}),
+	}
+	cursor := p.Attach(0)
+	pumps, bell := p.connect(files)
+	closing := t.register(p)
+	go func() {
+		defer t.wg.Done()
+		p.supervise(pumps, bell)
+	}()
+	if closing {
+		_ = p.Kill() // Close did not see it
+	}
+	return p, cursor, nil
+}
+
+// group makes the cgroup for spec; nil where there are none.
+func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
+	if t.groups == nil {
+		if spec.Limits != (cgroup.Limits{}) {
+			return nil, &StartError{Kind: Unmet, Text: "limits need cgroup v2", Err: cgroup.ErrUnusable}
+		}
+		return nil, nil //nolint:nilnil // nil is a group that is not there
+	}
+	g, err := t.groups.Create(spec.class(), spec.Limits)
+	switch {
+	case errors.Is(err, cgroup.ErrNoController):
+		return nil, &StartError{Kind: Unmet, Text: "limits", Err: err}
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE):
+		return nil, &StartError{Kind: Exhausted, Text: "too many commands", Err: err}
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
+		return nil, &StartError{Kind: Invalid, Text: "limits", Err: err}
+	case err != nil:
+		return nil, &StartError{Kind: Internal, Text: "command group", Err: err}
+	}
+	return g, nil
+}
+
+// connect starts the pumps on our side of the process's files and takes over
+// its input.
+func (p *Process) connect(files *stdio) ([]*pump, <-chan struct{}) {
+	bell := make(chan struct{}, 1)
+	start := func(s Stream, f *os.File) *pump { return startPump(s, f, p.out, p.table.quit, bell) }
+	if files.master != nil {
+		p.input = newInput(files.master)
+		return []*pump{start(Terminal, files.master)}, bell
+	}
+	if files.stdin != nil {
+		p.input = newInput(files.stdin)
+	}
+	return []*pump{start(Stdout, files.stdout), start(Stderr, files.stderr)}, bell
+}
+
+// register makes p known, and tells whether the table is being closed.
+func (t *Table) register(p *Process) (closing bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.all[p.serial] = p
+	t.pids[p.Pid()] = p
+	if p.HasTag {
+		t.tags[p.Tag] = append(t.tags[p.Tag], p)
+	}
+	return t.closing
+}
+
+// ByPid finds the process with that pid, the newest if there were several.
+func (t *Table) ByPid(pid int) (*Process, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.pids[pid]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("%w: pid %d", ErrUnknown, pid)
+}
+
+// ByTag finds the newest running process with that tag, else the newest ended.
+func (t *Table) ByTag(tag string) (*Process, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	same := t.tags[tag]
+	for _, p := range slices.Backward(same) {
+		if p.Running() {
+			return p, nil
+		}
+	}
+	if len(same) > 0 {
+		return same[len(same)-1], nil
+	}
+	return nil, fmt.Errorf("%w: tag %q", ErrUnknown, tag)
+}
+
+// List answers all processes, oldest first; without ended those whose leader
+// runs.
+func (t *Table) List(ended bool) []*Process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list := make([]*Process, 0, len(t.all))
+	for _, p := range t.all {
+		if ended || p.Running() {
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b *Process) int { return cmp.Compare(a.serial, b.serial) })
+	return list
+}
+
+// ended starts the time for which p is kept.
+func (t *Table) ended(p *Process) {
+	t.budget.retire(p.out)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.endedAt = time.Now()
+	t.expiry = append(t.expiry, p)
+	t.armLocked()
+	if t.cfg.Ended != nil {
+		t.cfg.Ended()
+	}
+}
+
+// armLocked makes the timer run when the oldest ended process is due.
+func (t *Table) armLocked() {
+	if t.timer != nil || len(t.expiry) == 0 || t.closing {
+		return
+	}
+	due := t.expiry[0].endedAt.Add(t.cfg.Retain)
+	t.timer = time.AfterFunc(time.Until(due), t.expire)
+}
+
+// expire forgets what is due. Processes with something left stay; settled, or
+// without cgroups the next turn, sees to them.
+func (t *Table) expire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.timer = nil
+	now := time.Now()
+	due := t.expiry
+	for i, p := range t.expiry {
+		if p.endedAt.Add(t.cfg.Retain).After(now) {
+			due = t.expiry[:i]
+			break
+		}
+	}
+	t.expiry = slices.Clone(t.expiry[len(due):])
+	var system *snapshot // read once, and only where there are no cgroups
+	for _, p := range due {
+		if p.group == nil && system == nil {
+			system = scan()
+		}
+		switch {
+		case !p.isSettled(): // settled forgets it
+		case p.group == nil && len(p.tree().members(system)) > 0:
+			p.endedAt = now
+			t.expiry = append(t.expiry, p)
+		default:
+			t.forgetLocked(p)
+		}
+	}
+	t.armLocked()
+}
+
+// settled forgets p if its time is over.
+func (t *Table) settled(p *Process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(p.endedAt) >= t.cfg.Retain {
+		t.forgetLocked(p)
+	}
+}
+
+func (t *Table) forgetLocked(p *Process) {
+	if t.all[p.serial] != p {
+		return
+	}
+	delete(t.all, p.serial)
+	if t.pids[p.Pid()] == p {
+		delete(t.pids, p.Pid())
+	}
+	if p.HasTag {
+		same := slices.DeleteFunc(t.tags[p.Tag], func(q *Process) bool { return q == p })
+		if len(same) == 0 {
+			delete(t.tags, p.Tag)
+		} else {
+			t.tags[p.Tag] = same
+		}
+	}
+	t.budget.forget(p.out)
+}
+
+// closeGrace is what Close gives killed trees to be gone and their output to
+// be read.
+const closeGrace = time.Second
+
+// Close ends all processes: SIGTERM to the leaders, SIGKILL to each tree once
+// its leader is gone or ctx ends. Attached readers get the ends. It returns
+// when all goroutines have.
+func (t *Table) Close(ctx context.Context) {
+	t.mu.Lock()
+	t.closing = true
+	if t.timer != nil {
+		t.timer.Stop()
+	}
+	t.mu.Unlock()
+
+	list := t.List(true)
+	for _, p := range list {
+		_ = p.Signal(unix.SIGTERM)
+		_ = p.Signal(unix.SIGCONT) // a stopped process could not obey
+	}
+	for _, p := range list {
+		select {
+		case <-p.exited:
+		case <-ctx.Done():
+		}
+	}
+	sys := scan()
+	for _, p := range list {
+		// Without cgroups a settled process may have left someone behind.
+		if !p.isSettled() || p.group == nil && len(p.tree().members(sys)) > 0 {
+			_ = p.Kill()
+		}
+	}
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	for _, p := range list {
+		select {
+		case <-p.settled:
+		case <-grace.C:
+			grace.Reset(0) // it is over for the others, too
+		}
+	}
+	close(t.quit)
+	t.wg.Wait()
+}

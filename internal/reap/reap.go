@@ -1,0 +1,122 @@
+// Package reap starts child processes and waits for them. It is the only code
+// of the daemon that forks and the only code that waits.
+//
+// One Reaper lives as long as the daemon, as PID 1 or as a child subreaper, so
+// every orphan below the daemon ends up here as well. One lock covers "fork and
+// register" and "wait and report": a pid that wait4 returns is therefore either
+// registered already or an orphan's, a child that exits at once is never
+// mistaken, and a pid cannot be reused between the two. The lock costs nothing
+// in parallelism, since the standard library forks under a lock of its own.
+//
+// The package does not know what a command is: output, tags, deadlines and
+// trees belong to package process.
+package reap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
+)
+
+// ErrFinished is returned for a child that has been reaped.
+var ErrFinished = errors.New("child has finished")
+
+// Reaper is the one waiter of the process. Open creates it, Run does its work
+// and Close ends it. All methods are safe for concurrent use.
+type Reaper struct {
+	doorbell chan os.Signal // SIGCHLD; says look, not how many
+	score    *score
+
+	orphans atomic.Uint64
+
+	mu       sync.Mutex     // held while forking and while waiting
+	children map[int]*Child // guarded by mu; by pid, until reaped
+}
+
+// opened guards against a second waiter, which would steal the first one's
+// children.
+var opened atomic.Bool
+
+// Open makes the process the reaper of everything below it. There can be one
+// at a time.
+func Open() (*Reaper, error) {
+	if !opened.CompareAndSwap(false, true) {
+		return nil, errors.New("open reaper: already open")
+	}
+	if os.Getpid() != 1 {
+		if err := linux.Subreap(); err != nil {
+			opened.Store(false)
+			return nil, fmt.Errorf("open reaper: %w", err)
+		}
+	}
+	r := &Reaper{
+		doorbell: make(chan os.Signal, 1),
+		score:    openScore(),
+		children: make(map[int]*Child),
+	}
+	signal.Notify(r.doorbell, unix.SIGCHLD)
+	return r, nil
+}
+
+// Run reaps until ctx ends, and once more then.
+func (r *Reaper) Run(ctx context.Context) error {
+	for {
+		r.sweep()
+		select {
+		case <-r.doorbell:
+		case <-ctx.Done():
+			r.sweep()
+			return nil
+		}
+	}
+}
+
+// Close releases what Open acquired. Run must have returned.
+func (r *Reaper) Close() error {
+	signal.Stop(r.doorbell)
+	opened.Store(false)
+	return r.score.close()
+}
+
+// Orphans counts the adopted processes reaped so far.
+func (r *Reaper) Orphans() uint64 { return r.orphans.Load() }
+
+// sweep reaps everything that has exited.
+func (r *Reaper) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		var ws unix.WaitStatus
+		var ru unix.Rusage
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, &ru)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil || pid == 0: // no children, or none that has exited
+			return
+		case !ws.Exited() && !ws.Signaled():
+			continue
+		}
+		c, ok := r.children[pid]
+		if !ok {
+			r.orphans.Add(1)
+			continue
+		}
+		delete(r.children, pid)
+		c.finish(Status{
+			Wait:    ws,
+			User:    time.Duration(ru.Utime.Nano()),
+			System:  time.Duration(ru.Stime.Nano()),
+			PeakRSS: ru.Maxrss << 10, // getrusage(2): KiB
+		})
+	}
+}
