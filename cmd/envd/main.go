@@ -1,0 +1,70 @@
+// Command envd is the daemon inside a sandbox: it starts commands and
+// terminals, streams their output and more, over one TCP port.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/wrenn/envd/internal/daemon"
+	"github.com/wrenn/envd/internal/process"
+)
+
+// version is what /health reports; SDKs choose features by it.
+const version = "0.9.0"
+
+// commit is set by the build.
+var commit = "unknown"
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	output := process.DefaultConfig()
+	cfg := daemon.Config{Version: version, Commit: commit}
+	fs := flag.NewFlagSet("envd", flag.ContinueOnError)
+	fs.IntVar(&cfg.Port, "port", 49983, "TCP `port` to serve on, on all addresses")
+	outside := fs.Bool("isnotfc", false, "not inside Firecracker: no metadata service, no PID 1 duties, readable log")
+	showVersion := fs.Bool("version", false, "print the version and exit")
+	showCommit := fs.Bool("commit", false, "print the commit and exit")
+	fs.StringVar(&cfg.Command, "cmd", "", "`command` to run through the shell at start-up")
+	fs.StringVar(&cfg.CgroupRoot, "cgroup-root", "/sys/fs/cgroup", "cgroup v2 `directory` to manage")
+	fs.IntVar(&output.Window, "output-window", output.Window, "output kept per process, in `bytes`")
+	fs.Int64Var(&output.Total, "output-total", output.Total, "output kept of all processes together, in `bytes`")
+	fs.DurationVar(&output.Retain, "output-retain", output.Retain, "how `long` an ended process and its output are kept, 30s or more")
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case fs.NArg() > 0:
+		fmt.Fprintf(os.Stderr, "envd: unexpected argument %q; all settings are flags\n", fs.Arg(0))
+		return 2
+	case *showVersion:
+		fmt.Println(version)
+		return 0
+	case *showCommit:
+		fmt.Println(commit)
+		return 0
+	}
+	cfg.Firecracker, cfg.Output = !*outside, output
+	cfg.Log = newLog(cfg.Firecracker)
+	if err := daemon.Run(context.Background(), cfg); err != nil {
+		cfg.Log.Error("envd ended", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// newLog writes JSON for a host to collect, or text for a person.
+func newLog(firecracker bool) *slog.Logger {
+	if firecracker {
+		return slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil))
+}

@@ -1,0 +1,60 @@
+// Package api is the wire: every endpoint and RPC, and nothing but the
+// translation between messages and the domain packages.
+//
+// New is the one page of routes, errors.go the one table of codes and status,
+// follow.go the one loop that feeds a stream. A handler's ResponseWriter or
+// stream is used on the handler's goroutine alone. Handlers hold no state
+// between requests; what lives longer belongs to a domain package.
+package api
+
+import (
+	"log/slog"
+	"math"
+	"net/http"
+
+	"connectrpc.com/connect"
+	"connectrpc.com/grpchealth"
+	"connectrpc.com/grpcreflect"
+
+	"github.com/wrenn/envd/gen/filesystem/filesystemconnect"
+	"github.com/wrenn/envd/gen/process/processconnect"
+	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/process"
+)
+
+// maxMessage is the largest message accepted, in bytes, from the wire contract.
+const maxMessage = 64 << 20
+
+// Config is what the handlers work with.
+type Config struct {
+	Version   string
+	Settings  *guest.Store
+	Accounts  *guest.Accounts
+	Processes *process.Table
+	Log       *slog.Logger
+}
+
+// New makes the handler of everything the daemon serves.
+func New(cfg Config) http.Handler {
+	rpc := []connect.HandlerOption{
+		connect.WithReadMaxBytes(maxMessage),
+		connect.WithRequestGate(userGate(cfg.Settings, cfg.Accounts)),
+		// Requests may be compressed; responses are not: output is sent the
+		// moment it is there, and one core cannot compress as fast as it comes.
+		connect.WithCompressMinBytes(math.MaxInt),
+		connect.WithCodec(jsonCodec{name: "json"}),
+		connect.WithCodec(jsonCodec{name: "json; charset=utf-8"}),
+	}
+	services := []string{processconnect.ProcessName, filesystemconnect.FilesystemName}
+	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
+
+	mux := http.NewServeMux()
+	mux.Handle("GET /health", health(cfg.Version))
+	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h))) }
+	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc...))
+	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc...))
+	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))
+	mount(grpcreflect.NewHandlerV1(reflector))
+	mount(grpcreflect.NewHandlerV1Alpha(reflector))
+	return jsonErrors(mux)
+}

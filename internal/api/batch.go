@@ -1,0 +1,109 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// flushAt is how much a held response gathers before it is written all the
+// same, in bytes: larger writes gain nothing, and the buffer is pooled.
+const flushAt = 256 << 10
+
+// batch gathers what is written until it is flushed, so that a message goes
+// out in one write; while it is held, it ignores flushes, so that many do.
+// Between flushes it holds no buffer.
+//
+// Everything but interrupt is for the handler's goroutine.
+type batch struct {
+	http.ResponseWriter
+	held bool
+	buf  *[]byte // pooled; nil when nothing is gathered
+	err  error   // of a write; later ones fail alike
+
+	mu       sync.Mutex
+	finished bool // guarded by mu; the handler has returned
+}
+
+var batchBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+type batchKey struct{}
+
+// batched lets the handlers below next find their batch in the context.
+func batched(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b := &batch{ResponseWriter: w}
+		defer b.finish()
+		next.ServeHTTP(b, r.WithContext(context.WithValue(r.Context(), batchKey{}, b)))
+	})
+}
+
+func batchFrom(ctx context.Context) *batch { return ctx.Value(batchKey{}).(*batch) }
+
+// Unwrap is for http.ResponseController.
+func (b *batch) Unwrap() http.ResponseWriter { return b.ResponseWriter }
+
+func (b *batch) Write(p []byte) (int, error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	if b.buf == nil {
+		b.buf = batchBuffers.Get().(*[]byte)
+	}
+	*b.buf = append(*b.buf, p...)
+	if len(*b.buf) >= flushAt {
+		b.drain()
+	}
+	return len(p), b.err
+}
+
+// drain writes what is gathered.
+func (b *batch) drain() {
+	if b.buf == nil {
+		return
+	}
+	if b.err == nil {
+		_, b.err = b.ResponseWriter.Write(*b.buf)
+	}
+	*b.buf = (*b.buf)[:0]
+	batchBuffers.Put(b.buf)
+	b.buf = nil
+}
+
+// Flush sends what is gathered, unless the batch is held.
+func (b *batch) Flush() {
+	if b.held {
+		return
+	}
+	b.drain()
+	if b.err == nil {
+		b.err = http.NewResponseController(b.ResponseWriter).Flush()
+	}
+}
+
+// hold makes the batch ignore flushes until release.
+func (b *batch) hold() { b.held = true }
+
+// release ends hold and flushes.
+func (b *batch) release() error {
+	b.held = false
+	b.Flush()
+	return b.err
+}
+
+// interrupt makes a blocked write fail, on any goroutine.
+func (b *batch) interrupt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.finished { // a finished response may be another's by now
+		_ = http.NewResponseController(b.ResponseWriter).SetWriteDeadline(time.Unix(1, 0))
+	}
+}
+
+func (b *batch) finish() {
+	b.drain()
+	b.mu.Lock()
+	b.finished = true
+	b.mu.Unlock()
+}

@@ -1,0 +1,118 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"connectrpc.com/connect"
+
+	pb "github.com/wrenn/envd/gen/process"
+	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/process"
+)
+
+// startCodes maps why a program did not start to a code.
+var startCodes = map[process.StartKind]connect.Code{
+	process.Invalid:    connect.CodeInvalidArgument,
+	process.NoCommand:  connect.CodeNotFound,
+	process.Permission: connect.CodePermissionDenied,
+	process.Exhausted:  connect.CodeResourceExhausted,
+	process.Unmet:      connect.CodeFailedPrecondition,
+	process.Internal:   connect.CodeInternal,
+}
+
+// codes is the table of errors; the first that matches counts.
+var codes = []struct {
+	is   error
+	code connect.Code
+}{
+	{process.ErrUnknown, connect.CodeNotFound},
+	{process.ErrFinished, connect.CodeNotFound},
+	{process.ErrStdinClosed, connect.CodeFailedPrecondition},
+	{process.ErrWrongInput, connect.CodeFailedPrecondition},
+	{process.ErrClosed, connect.CodeUnavailable},
+	{guest.ErrUnknownUser, connect.CodeUnauthenticated},
+	{guest.ErrOtherHome, connect.CodeInvalidArgument},
+	{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
+	{context.Canceled, connect.CodeCanceled},
+}
+
+// rpcError gives err its code. One that has a code already keeps it.
+func rpcError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if coded := (*connect.Error)(nil); errors.As(err, &coded) {
+		return err
+	}
+	if start := (*process.StartError)(nil); errors.As(err, &start) {
+		return connect.NewError(startCodes[start.Kind], err)
+	}
+	if slow := (*process.TooSlowError)(nil); errors.As(err, &slow) {
+		return aborted(err, slow.Offset)
+	}
+	for _, row := range codes {
+		if errors.Is(err, row.is) {
+			return connect.NewError(row.code, err)
+		}
+	}
+	return connect.NewError(connect.CodeInternal, err)
+}
+
+// aborted ends a stream that can be continued at offset.
+func aborted(err error, offset int64) error {
+	coded := connect.NewError(connect.CodeAborted, err)
+	if d, detailErr := connect.NewErrorDetail(&pb.ResumePoint{Offset: uint64(offset)}); detailErr == nil {
+		coded.AddDetail(d)
+	}
+	return coded
+}
+
+// invalid is an error of the caller's.
+func invalid(text string) error {
+	return connect.NewError(connect.CodeInvalidArgument, errors.New(text))
+}
+
+// httpError answers status with the JSON body that every HTTP error has.
+func httpError(w http.ResponseWriter, status int, message string) {
+	body, _ := json.Marshal(struct { // cannot fail
+		Code    int    `json:"code"`
+		Message string `json:"message"`
+	}{status, message})
+	h := w.Header()
+	h.Del("Content-Length")
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // the client is gone: nothing to tell
+}
+
+// jsonErrors serves mux, with JSON instead of its own plain text for what it
+// has no route for.
+func jsonErrors(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		probe := statusProbe{header: make(http.Header)}
+		h.ServeHTTP(&probe, r)
+		if allow := probe.header.Get("Allow"); allow != "" {
+			w.Header().Set("Allow", allow)
+		}
+		httpError(w, probe.status, http.StatusText(probe.status)+": "+r.Method+" "+r.URL.Path)
+	})
+}
+
+// statusProbe finds out what a handler would answer.
+type statusProbe struct {
+	header http.Header
+	status int
+}
+
+func (p *statusProbe) Header() http.Header         { return p.header }
+func (p *statusProbe) Write(b []byte) (int, error) { return len(b), nil }
+func (p *statusProbe) WriteHeader(status int)      { p.status = status }

@@ -1,0 +1,28 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// features names what we have beyond the shared wire contract.
+var features = []string{
+	"process.end_event_details", // EndEvent output_open, oom_killed, usage
+	"process.kill_after",        // SendSignalRequest.kill_after_ms
+	"process.limits",            // StartRequest.limits
+	"process.list_exited",       // ListRequest.include_exited, ProcessInfo details
+	"process.output_offsets",    // DataEvent.offset, ConnectRequest.offset, gap events
+}
+
+// health answers GET /health.
+func health(version string) http.Handler {
+	body, _ := json.Marshal(struct { // cannot fail
+		Version  string   `json:"version"`
+		Features []string `json:"features"`
+	}{version, features})
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Cache-Control", "no-store")
+		_, _ = w.Write(body)
+	})
+}

@@ -1,0 +1,144 @@
+// Package daemon puts the parts together: it opens them in order, runs them as
+// a group and closes them in reverse.
+//
+// Run is the whole life of the daemon. The parts' goroutines belong to the
+// group: when one part ends, or a signal asks for it, all are closed, newest
+// first, within a budget of time.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/api"
+	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/linux"
+	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/reap"
+	"github.com/wrenn/envd/internal/server"
+)
+
+// Config is what the command line says.
+type Config struct {
+	Version string
+	Commit  string
+	Port    int
+	// Firecracker: inside a microVM, with a host in front.
+	Firecracker bool
+	// Command is run through the shell at start-up; "" for none.
+	Command    string
+	CgroupRoot string
+	// Output limits what is kept of processes' output.
+	Output process.Config
+	Log    *slog.Logger
+}
+
+const (
+	// partGrace is what each part gets to close in order: processes between
+	// SIGTERM and SIGKILL, and then requests to end.
+	partGrace = 2 * time.Second
+	// quietSpell without an end of a process is when memory is given back.
+	quietSpell = 3 * time.Second
+)
+
+// ending are the signals that end the daemon. It handles them all, since the
+// kernel drops for PID 1 what has no handler.
+var ending = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT}
+
+// ignored are handled and forgotten. SIG_IGN would do for the daemon, but
+// children would inherit it.
+var ignored = []os.Signal{unix.SIGPIPE, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM}
+
+// Run serves until a signal or ctx ends it.
+func Run(ctx context.Context, cfg Config) error {
+	log := cfg.Log
+	ctx, stop := signal.NotifyContext(ctx, ending...)
+	defer stop()
+	drop := make(chan os.Signal, 1)
+	signal.Notify(drop, ignored...)
+	defer signal.Stop(drop)
+	if err := prepareSelf(); err != nil {
+		log.Warn("children may inherit descriptors or ignored signals", "error", err)
+	}
+	if err := protectSelf(); err != nil {
+		log.Info("the daemon may be killed when memory runs out", "reason", err)
+	}
+
+	var g group
+	defer g.close()
+
+	reaper, err := reap.Open()
+	if err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	g.add("reaper", reaper.Run, func(context.Context) error { return reaper.Close() })
+
+	groups, err := cgroup.Open(cfg.CgroupRoot)
+	switch {
+	case errors.Is(err, cgroup.ErrUnusable):
+		log.Info("commands are tracked without cgroups: what sheds its parent, session and environment escapes a kill", "reason", err)
+	case err != nil:
+		return fmt.Errorf("start daemon: %w", err)
+	default:
+		log.Info("commands are tracked by cgroup", "root", cfg.CgroupRoot, "controllers", groups.Controllers())
+		g.add("cgroups", groups.Run, func(context.Context) error { return groups.Close() })
+	}
+
+	settings := guest.NewStore(guest.Settings{User: "root", Env: map[string]string{
+		"WRENN_SANDBOX": strconv.FormatBool(cfg.Firecracker),
+	}})
+	accounts := guest.NewAccounts("/etc/passwd", "/etc/group")
+
+	trim := newTrimmer(quietSpell)
+	cfg.Output.Ended = trim.touch
+	table := process.NewTable(cfg.Output, reaper, groups)
+
+	handler := api.New(api.Config{
+		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,
+	})
+	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
+	if err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	// Closed in reverse: first processes, so that readers get their ends.
+	g.add("server", srv.Run, func(ctx context.Context) error { return srv.Close(ctx, process.ErrClosed) })
+	g.add("memory", trim.run, nil)
+	g.add("processes", nil, func(ctx context.Context) error { table.Close(ctx); return nil })
+
+	log.Info("envd is ready", "version", cfg.Version, "commit", cfg.Commit, "address", srv.Addr().String(), "firecracker", cfg.Firecracker)
+	if cfg.Command != "" {
+		if err := runCommand(table, settings, accounts, cfg.Command); err != nil {
+			log.Error("start-up command did not start", "error", err)
+		}
+	}
+	return g.run(ctx, log)
+}
+
+// prepareSelf makes the daemon's process what its children need: nothing of how
+// it was started itself may reach them.
+func prepareSelf() error {
+	unix.Umask(0o022)
+	return errors.Join(linux.CloseOnExecFrom(3), linux.DefaultIgnoredSignals())
+}
+
+// protectSelf makes the daemon the last to be killed when memory runs out. PID
+// 1 never is. It takes CAP_SYS_RESOURCE.
+func protectSelf() error {
+	if os.Getpid() == 1 {
+		return nil
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+		return fmt.Errorf("protect daemon from the OOM killer: %w", err)
+	}
+	return nil
+}

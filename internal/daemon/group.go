@@ -1,0 +1,81 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+)
+
+// part is something that runs and has to be closed.
+type part struct {
+	name  string
+	run   func(context.Context) error // nil: nothing to run
+	close func(context.Context) error // nil: ends with the context of run
+}
+
+// group runs parts together. Parts are closed in the reverse of the order they
+// were added in, each before the context of an earlier one's run ends.
+type group struct {
+	parts  []part
+	stops  []func() // of the running parts, aligned with parts
+	closed sync.Once
+	errs   []error
+}
+
+func (g *group) add(name string, run, closePart func(context.Context) error) {
+	g.parts = append(g.parts, part{name, run, closePart})
+}
+
+// run runs all parts until ctx ends or one of them does, and closes them.
+func (g *group) run(ctx context.Context, log *slog.Logger) error {
+	ended := make(chan error, len(g.parts))
+	for _, p := range g.parts {
+		if p.run == nil {
+			g.stops = append(g.stops, func() {})
+			continue
+		}
+		runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			err := p.run(runCtx)
+			if runCtx.Err() == nil {
+				ended <- fmt.Errorf("%s ended: %w", p.name, errors.Join(err, errEarly))
+			}
+		}()
+		g.stops = append(g.stops, func() { cancel(); <-done })
+	}
+	var cause error
+	select {
+	case <-ctx.Done():
+		log.Info("envd is stopping")
+	case cause = <-ended:
+		log.Error("envd is stopping", "error", cause)
+	}
+	g.close()
+	return errors.Join(append([]error{cause}, g.errs...)...)
+}
+
+// errEarly says that a part was not asked to end.
+var errEarly = errors.New("unexpectedly")
+
+// close closes what is open, once.
+func (g *group) close() {
+	g.closed.Do(func() {
+		for i := len(g.parts) - 1; i >= 0; i-- {
+			p := g.parts[i]
+			if p.close != nil {
+				ctx, cancel := context.WithTimeout(context.Background(), partGrace)
+				if err := p.close(ctx); err != nil {
+					g.errs = append(g.errs, fmt.Errorf("close %s: %w", p.name, err))
+				}
+				cancel()
+			}
+			if i < len(g.stops) {
+				g.stops[i]()
+			}
+		}
+	})
+}

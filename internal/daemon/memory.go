@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"context"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+// worthReturning is how much free heap makes it worth to return it, in bytes.
+const worthReturning = 2 << 20
+
+// trimmer gives memory back to the system once a burst of commands is over.
+// Between bursts it does nothing.
+type trimmer struct {
+	quiet time.Duration
+	bell  chan struct{}
+}
+
+func newTrimmer(quiet time.Duration) *trimmer {
+	return &trimmer{quiet: quiet, bell: make(chan struct{}, 1)}
+}
+
+// touch says that something has ended. It does not block.
+func (t *trimmer) touch() {
+	select {
+	case t.bell <- struct{}{}:
+	default:
+	}
+}
+
+func (t *trimmer) run(ctx context.Context) error {
+	timer := time.NewTimer(t.quiet)
+	timer.Stop()
+	for {
+		select {
+		case <-t.bell:
+			timer.Reset(t.quiet)
+		case <-timer.C:
+			trim()
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		}
+	}
+}
+
+// trim collects and returns free heap when there is enough of it.
+func trim() {
+	free := []metrics.Sample{
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+	}
+	metrics.Read(free)
+	var sum uint64
+	for _, s := range free {
+		sum += s.Value.Uint64()
+	}
+	if sum >= worthReturning {
+		debug.FreeOSMemory()
+	}
+}

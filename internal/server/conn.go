@@ -1,0 +1,102 @@
+package server
+
+import (
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/wrenn/envd/internal/linux"
+)
+
+const (
+	// deadCheck is how often a blocked write asks whether the peer lives.
+	deadCheck = 10 * time.Second
+	// deadStrikes is how many checks in a row must find the peer silent.
+	deadStrikes = 3
+)
+
+// watched makes connections that notice when their peer is gone.
+type watched struct{ net.Listener }
+
+func (l watched) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	w := &conn{TCPConn: c.(*net.TCPConn)} // what a TCP listener accepts
+	w.timer = time.AfterFunc(deadCheck, w.check)
+	w.timer.Stop()
+	return w, nil
+}
+
+// conn is a connection that is closed when a write is blocked and the peer no
+// longer answers the kernel's retransmissions and probes. A peer that merely
+// does not read answers them and may take for ever; keep-alive covers a
+// connection on which nothing is under way.
+type conn struct {
+	*net.TCPConn
+	writing atomic.Bool
+	timer   *time.Timer // runs check while writing
+	strikes int         // check's own; it does not overlap itself
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	defer c.watch()()
+	return c.TCPConn.Write(p)
+}
+
+// ReadFrom lets the kernel copy from files (sendfile, splice).
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	defer c.watch()()
+	return c.TCPConn.ReadFrom(r)
+}
+
+// watch runs check from time to time until the returned function is called.
+// Writes do not overlap: net/http serialises them.
+func (c *conn) watch() (stop func()) {
+	c.writing.Store(true)
+	c.timer.Reset(deadCheck)
+	return c.unwatch
+}
+
+func (c *conn) unwatch() {
+	c.writing.Store(false)
+	c.timer.Stop()
+}
+
+// check counts the checks in a row between which nothing was acknowledged
+// although something is overdue. A probe of a live peer is answered long
+// before the next check.
+func (c *conn) check() {
+	if !c.writing.Load() {
+		c.strikes = 0
+		return
+	}
+	health, err := c.health()
+	switch {
+	case err != nil || health.Unanswered == 0:
+		c.strikes = 0
+	case health.LastAck >= time.Duration(c.strikes)*deadCheck:
+		c.strikes++
+	default:
+		c.strikes = 1
+	}
+	if c.strikes > deadStrikes {
+		_ = c.SetLinger(0) // nobody is there to take the rest
+		_ = c.Close()
+		return
+	}
+	c.timer.Reset(deadCheck)
+}
+
+func (c *conn) health() (h linux.TCPHealth, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return h, err
+	}
+	if ctlErr := raw.Control(func(fd uintptr) { h, err = linux.TCPState(fd) }); ctlErr != nil {
+		return h, ctlErr
+	}
+	return h, err
+}

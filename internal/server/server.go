@@ -1,0 +1,91 @@
+// Package server accepts connections and serves HTTP on them: HTTP/1.1 and
+// HTTP/2 cleartext with prior knowledge, on one port.
+//
+// A Server owns its listener and every connection. It sets the limits that
+// belong to connections, not to requests: the time for request headers, idle
+// time, dead peers. It knows no endpoint: the handler is package api's.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+const (
+	// headerTimeout bounds how long a client may take over its request
+	// headers. Bodies and streams have no bound.
+	headerTimeout = 20 * time.Second
+	// idleTimeout is longer than any proxy in front keeps an idle connection,
+	// so that a proxy never sends on one that we just closed.
+	idleTimeout = 640 * time.Second
+	// maxStreams bounds the streams of one HTTP/2 connection. The default of
+	// 250 is less than a busy client holds.
+	maxStreams = 100_000
+)
+
+// keepAlive finds idle connections whose peer is gone: after 60 s.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
+
+// Server serves one TCP port.
+type Server struct {
+	listener net.Listener
+	http     *http.Server
+	cancel   context.CancelCauseFunc // ends the context of every request
+}
+
+// Open listens on addr. Connections wait there until Run.
+func Open(addr string, handler http.Handler, log *slog.Logger) (*Server, error) {
+	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
+	lc.SetMultipathTCP(false)
+	listener, err := lc.Listen(context.Background(), "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	base, cancel := context.WithCancelCause(context.Background())
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return &Server{
+		listener: watched{listener},
+		cancel:   cancel,
+		http: &http.Server{
+			Handler:           Middleware(handler, log),
+			ReadHeaderTimeout: headerTimeout,
+			IdleTimeout:       idleTimeout,
+			Protocols:         protocols,
+			HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+			BaseContext:       func(net.Listener) context.Context { return base },
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		},
+	}, nil
+}
+
+// Addr is the address listened on.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Run serves until Close.
+func (s *Server) Run(context.Context) error {
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve: %w", err)
+	}
+	return nil
+}
+
+// Close stops listening, ends the requests that are still being served with
+// cause as the cause of their contexts, waits for them until ctx ends and then
+// closes their connections.
+func (s *Server) Close(ctx context.Context, cause error) error {
+	s.cancel(cause)
+	if err := s.http.Shutdown(ctx); err == nil {
+		return nil
+	}
+	if err := s.http.Close(); err != nil {
+		return fmt.Errorf("close connections: %w", err)
+	}
+	return nil
+}
