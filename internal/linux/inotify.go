@@ -43,7 +43,7 @@ func RemoveWatch(inotify int, wd int32) error {
 
 // QueuedBytes reports how many bytes of events wait in an inotify queue.
 func QueuedBytes(inotify int) (int, error) {
-	n, err := unix.IoctlGetInt(inotify, unix.FIONREAD)
+	n, err := unix.IoctlGetInt(inotify, unix.TIOCINQ) // FIONREAD by its other name
 	if err != nil {
 		return 0, fmt.Errorf("ioctl FIONREAD: %w", err)
 	}
