@@ -1,0 +1,287 @@
+// Package script runs console sessions against the built binaries: the *.txt
+// files of this directory, and the sessions in README.md.
+//
+// A session is what a person would see in a terminal: lines that begin with
+// "$ " are typed, the lines below are what has to be printed, exactly. A line
+// of "..." stands for any lines. Each file has a network namespace of its own with a
+// fresh daemon on the default port, and one shell.
+package script
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	daemonAddr = "127.0.0.1:49983"
+	// stepLimit bounds one command and what it prints.
+	stepLimit = 20 * time.Second
+	// insideVar tells the re-executed test that it is in its own namespace.
+	insideVar = "ENVD_SCRIPT_INSIDE"
+)
+
+// session is one file's worth of steps.
+type session struct {
+	name  string
+	flags []string // of the daemon, from a line "# flags: …"
+	steps []step
+}
+
+type step struct {
+	line    int
+	command string
+	want    []string
+}
+
+func TestMain(m *testing.M) {
+	if os.Getenv(insideVar) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "bring loopback up: %v: %s\n", err, out)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func TestScripts(t *testing.T) {
+	files, err := filepath.Glob("*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, f := range files {
+		t.Run(strings.TrimSuffix(f, ".txt"), func(t *testing.T) { isolated(t, parseFile(t, f, false)) })
+	}
+}
+
+func TestReadme(t *testing.T) {
+	isolated(t, parseFile(t, "../../README.md", true))
+}
+
+// isolated runs the session in a new network namespace: by this test binary
+// again, told to run just this test.
+func isolated(t *testing.T, s session) {
+	if os.Getenv(insideVar) != "" {
+		run(t, s)
+		return
+	}
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$", "-test.v")
+	cmd.Env = append(os.Environ(), insideVar+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !bytes.Contains(out, []byte("--- PASS")) {
+		t.Fatalf("ran no test:\n%s", out)
+	}
+}
+
+// parseFile reads a session; of a Markdown file only its console blocks.
+func parseFile(t *testing.T, path string, markdown bool) session {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := session{name: path}
+	inside := !markdown
+	for i, line := range strings.Split(string(b), "\n") {
+		switch command, typed := strings.CutPrefix(line, "$ "); {
+		case markdown && strings.HasPrefix(line, "```"):
+			inside = line == "```console"
+		case !inside:
+		case strings.HasPrefix(line, "# flags: "):
+			s.flags = strings.Fields(strings.TrimPrefix(line, "# flags: "))
+		case !markdown && (strings.HasPrefix(line, "#") || line == ""):
+		case typed:
+			s.steps = append(s.steps, step{line: i + 1, command: command})
+		case len(s.steps) > 0:
+			last := &s.steps[len(s.steps)-1]
+			last.want = append(last.want, line)
+		}
+	}
+	if len(s.steps) == 0 {
+		t.Fatalf("%s: no steps", path)
+	}
+	return s
+}
+
+// run starts a daemon and types the session's commands.
+func run(t *testing.T, s session) {
+	dir := t.TempDir()
+	buildInto(t, filepath.Join(dir, "bin"))
+	startDaemon(t, dir, s.flags)
+	sh := startShell(t, dir)
+	for _, st := range s.steps {
+		if got, ok := sh.do(st); !ok {
+			t.Fatalf("%s:%d: $ %s\ngot:\n%s\nwant:\n%s", s.name, st.line, st.command,
+				got, strings.Join(st.want, "\n"))
+		}
+	}
+}
+
+// buildInto builds the binaries as a user would have them.
+func buildInto(t *testing.T, dir string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", dir+"/", "../../cmd/...")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+}
+
+func startDaemon(t *testing.T, dir string, flags []string) {
+	t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command("bin/envd", append([]string{"--isnotfc"}, flags...)...)
+	cmd.Dir, cmd.Stderr = dir, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("daemon did not end in order: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("daemon's log:\n%s", &log)
+		}
+	})
+	for limit := time.Now().Add(stepLimit); ; {
+		conn, err := net.Dial("tcp", daemonAddr)
+		if err == nil {
+			_ = conn.Close()
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("daemon does not listen: %v\n%s", err, &log)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// shell is a bash that reads commands from a pipe.
+type shell struct {
+	in    io.Writer
+	lines chan string
+	count int
+}
+
+func startShell(t *testing.T, dir string) *shell {
+	t.Helper()
+	cmd := exec.Command("bash", "--norc", "--noprofile")
+	cmd.Dir = dir
+	// Without job control notices, and without what this test was started with.
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C"}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close()
+	sh := &shell{in: in, lines: make(chan string, 1024)}
+	go func() {
+		defer close(sh.lines)
+		for sc := bufio.NewScanner(r); sc.Scan(); {
+			sh.lines <- sc.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		_ = r.Close()
+	})
+	return sh
+}
+
+// do types one command and reads until it is done and has printed what it has
+// to, in whatever order jobs in the background do.
+func (sh *shell) do(st step) (got string, ok bool) {
+	sh.count++
+	mark := fmt.Sprintf("<done %d>", sh.count)
+	fmt.Fprintf(sh.in, "%s\necho '%s'\n", st.command, mark)
+	var lines []string
+	limit := time.After(stepLimit)
+	for done := false; ; {
+		if done && matches(lines, st.want) {
+			return "", true
+		}
+		settle := limit
+		if done && len(lines) >= len(st.want) {
+			settle = time.After(500 * time.Millisecond)
+		}
+		select {
+		case line, open := <-sh.lines:
+			switch {
+			case !open:
+				return strings.Join(append(lines, "<shell ended>"), "\n"), false
+			case strings.HasSuffix(line, mark):
+				done = true
+				if line != mark { // output without a newline at its end
+					lines = append(lines, strings.TrimSuffix(line, mark))
+				}
+			default:
+				lines = append(lines, line)
+			}
+		case <-settle:
+			return strings.Join(lines, "\n"), false
+		}
+	}
+}
+
+// matches compares output with what is wanted; "..." stands for any lines.
+func matches(got, want []string) bool {
+	var re strings.Builder
+	re.WriteString("^")
+	for _, w := range want {
+		if w == "..." {
+			re.WriteString("(?:.*\n)*")
+			continue
+		}
+		re.WriteString(strings.ReplaceAll(regexp.QuoteMeta(w), `\.\.\.`, ".*") + "\n")
+	}
+	re.WriteString("$")
+	text := ""
+	for _, g := range got {
+		text += g + "\n"
+	}
+	return regexp.MustCompile(re.String()).MatchString(text)
+}
+
+func TestMatches(t *testing.T) {
+	for _, tc := range []struct {
+		got, want string
+		ok        bool
+	}{
+		{"a\nb", "a\nb", true},
+		{"a\nb", "a", false},
+		{"a", "a\nb", false},
+		{"a\nx\ny\nb", "a\n...\nb", true},
+		{"a\nb", "a\n...\nb", true},
+		{"pid 12 ended", "pid ... ended", true},
+		{"", "a", false},
+	} {
+		if ok := matches(strings.Split(tc.got, "\n"), strings.Split(tc.want, "\n")); ok != tc.ok {
+			t.Errorf("matches(%q, %q) = %v", tc.got, tc.want, ok)
+		}
+	}
+}
