@@ -18,7 +18,7 @@ import (
 type Group struct {
 	h    *Hierarchy
 	path string
-	dir  *os.File // for clone only; closed with the group
+	dir  *os.File      // for clone only; closed with the group
 	gone chan struct{} // closed by whoever removed the directory
 }
 

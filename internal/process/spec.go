@@ -13,6 +13,12 @@ type Size struct {
 	Cols, Rows uint16
 }
 
+// Credential is who a process runs as.
+type Credential = reap.Credential
+
+// Limits bound a process and its descendants together; 0 is no limit.
+type Limits = cgroup.Limits
+
 // Spec says what to run. Nothing in it is looked up later or filled in.
 type Spec struct {
 	// Name is the program as the caller wrote it. It becomes argv[0] and is
@@ -21,7 +27,7 @@ type Spec struct {
 	Args []string // without argv[0]
 	Env  []string
 	Dir  string // absolute
-	User reap.Credential
+	User Credential
 
 	Terminal *Size // nil: pipes
 	Stdin    bool  // without a terminal: a pipe rather than /dev/null
@@ -29,7 +35,7 @@ type Spec struct {
 	HasTag   bool
 	// Timeout bounds the leader's running time; 0 is no bound.
 	Timeout time.Duration
-	Limits  cgroup.Limits
+	Limits  Limits
 
 	// Label is what the caller wants to see again in a listing. The package
 	// does not look at it.
