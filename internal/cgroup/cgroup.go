@@ -85,12 +85,11 @@ func Open(root string) (*Hierarchy, error) {
 		controllers: make(map[string]bool),
 		busy:        make(map[int32]*Group),
 	}
-	for _, dir := range []string{h.dir, h.classDir(User), h.classDir(PTY)} {
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
-		}
-		removeEmpty(dir)
+	if err := h.makeClasses(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
+	removeEmpty(h.classDir(User))
+	removeEmpty(h.classDir(PTY))
 	h.enable(root)
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -98,6 +97,16 @@ func Open(root string) (*Hierarchy, error) {
 	}
 	h.events = os.NewFile(uintptr(fd), "cgroup events")
 	return h, nil
+}
+
+// makeClasses makes the groups that leaves go below.
+func (h *Hierarchy) makeClasses() error {
+	for _, dir := range []string{h.dir, h.classDir(User), h.classDir(PTY)} {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	return nil
 }
 
 // enable turns on, level by level, the controllers we use. What cannot be
@@ -146,17 +155,20 @@ func (h *Hierarchy) Controllers() []string {
 
 // Create makes a leaf with the given limits. The caller ends it with Release.
 func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
-	g := &Group{h: h, gone: make(chan struct{})}
-	for {
+	g := &Group{h: h}
+	for made := false; !made; {
 		g.path = filepath.Join(h.classDir(class), strconv.FormatUint(h.next.Add(1), 10))
 		err := unix.Mkdir(g.path, 0o755)
-		if err == nil {
-			break
+		if errors.Is(err, unix.ENOENT) {
+			// Somebody removed our empty groups, such as another daemon that
+			// shared the root.
+			err = errors.Join(h.makeClasses(), unix.Mkdir(g.path, 0o755))
 		}
-		// An earlier daemon's leaf, still busy.
-		if !errors.Is(err, unix.EEXIST) {
+		// EEXIST: an earlier daemon's leaf, still busy.
+		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return nil, fmt.Errorf("make cgroup %s: %w", g.path, err)
 		}
+		made = err == nil
 	}
 	fd, err := unix.Open(g.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -164,7 +176,7 @@ func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
 		err = h.limit(g, limits)
 	}
 	if err != nil {
-		g.Release()
+		g.Release(func() {})
 		return nil, fmt.Errorf("set up cgroup %s: %w", g.path, err)
 	}
 	return g, nil
@@ -224,12 +236,17 @@ func (h *Hierarchy) Run(ctx context.Context) error {
 
 // sweep removes the busy groups that have become empty.
 func (h *Hierarchy) sweep() {
+	var gone []*Group
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	for wd, g := range h.busy {
-		if g.remove() == nil {
+		if g.remove() {
 			delete(h.busy, wd)
+			gone = append(gone, g)
 		}
+	}
+	h.mu.Unlock()
+	for _, g := range gone {
+		g.gone()
 	}
 }
 

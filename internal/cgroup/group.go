@@ -18,15 +18,12 @@ import (
 type Group struct {
 	h    *Hierarchy
 	path string
-	dir  *os.File      // for clone only; closed with the group
-	gone chan struct{} // closed by whoever removed the directory
+	dir  *os.File // for clone only; closed with the group
+	gone func()   // of Release; called by whoever removed the directory
 }
 
 // Dir is the group's directory, to clone a child into before Release.
 func (g *Group) Dir() *os.File { return g.dir }
-
-// Gone is closed when the group is released and its last process has ended.
-func (g *Group) Gone() <-chan struct{} { return g.gone }
 
 // killLimit bounds killing process by process; what is left after it cannot be
 // killed, such as a process in uninterruptible sleep.
@@ -115,24 +112,36 @@ func (g *Group) Usage() (Usage, error) {
 }
 
 // Release gives the group up: it is removed now when it is empty, and else
-// when its last process ends. The caller calls it once.
-func (g *Group) Release() {
-	if g.remove() == nil {
+// when its last process ends. Then gone is called, here or on the hierarchy's
+// goroutine. The caller calls Release once.
+func (g *Group) Release(gone func()) {
+	g.gone = gone
+	if g.remove() {
+		gone()
 		return
 	}
+	if g.watchEmpty() {
+		gone()
+	}
+}
+
+// watchEmpty has the hierarchy remove the group when it is empty. It tells
+// whether the group is gone already.
+func (g *Group) watchEmpty() bool {
 	h := g.h
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	wd, err := h.watch(filepath.Join(g.path, "cgroup.events"))
 	if err != nil {
-		// Out of watches: the next sweep of another group finds it.
+		// Out of watches: the next sweep for another group finds it.
 		wd = -int32(h.next.Add(1))
 	}
-	h.busy[wd] = g
 	// It may have become empty before the watch was there.
-	if g.remove() == nil {
-		delete(h.busy, wd)
+	if g.remove() {
+		return true
 	}
+	h.busy[wd] = g
+	return false
 }
 
 func (h *Hierarchy) watch(file string) (wd int32, err error) {
@@ -148,17 +157,16 @@ func (h *Hierarchy) watch(file string) (wd int32, err error) {
 	return wd, errors.Join(ctlErr, err)
 }
 
-// remove removes the directory and, when that worked, ends the group. A group
-// that holds only zombies counts as empty.
-func (g *Group) remove() error {
+// remove removes the directory and tells whether it is gone. A group that
+// holds only zombies counts as empty.
+func (g *Group) remove() bool {
 	if err := unix.Rmdir(g.path); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
+		return false
 	}
 	if g.dir != nil {
 		_ = g.dir.Close()
 	}
-	close(g.gone)
-	return nil
+	return true
 }
 
 func (g *Group) write(file, value string) error {

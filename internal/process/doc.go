@@ -5,14 +5,15 @@
 // leader started by the reaper in a cgroup of its own, its pipes or terminal,
 // and an Output, the log that any number of cursors read.
 //
-// A process goes running → exited → done, in one method, supervise. Exited
-// means that the leader was reaped; its output is then drained until end of
-// file or, when a descendant holds it open, until a short quiet spell. Done
-// means that the end is in the log. See docs/PROCESS.md for the ordering.
+// A process goes running → exited → done → settled. Exited means that the
+// leader was reaped; its output is then drained until end of file or, when a
+// descendant holds it open, until a short quiet spell. Done means that the end
+// is in the log, settled that no output and no descendant is left. See
+// docs/PROCESS.md for the ordering.
 //
-// Goroutines: one per pipe or terminal (pump) and one per process (supervise),
-// which joins the pumps. Table.Close joins them all. Everything exported is
-// safe for concurrent use.
+// Goroutines: one per pipe or terminal (pump). Everything else happens on the
+// goroutine that brings the news. Table.Close joins the pumps and the timers.
+// Everything exported is safe for concurrent use.
 //
 // The package knows no wire: messages, codes and streams are package api's.
 package process

@@ -6,6 +6,9 @@ const (
 	// quietSpell is how long nothing may come, after the leader's exit, for
 	// output held open by a descendant to count as drained.
 	quietSpell = 40 * time.Millisecond
+	// drainPause is how long after the exit the end of file may come before
+	// draining begins: it is on its way when nobody holds the output.
+	drainPause = 5 * time.Millisecond
 	// drainLimit bounds draining when it is never quiet. Together with the
 	// work around it, it keeps the end within 200 ms of the exit.
 	drainLimit = 120 * time.Millisecond

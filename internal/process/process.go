@@ -29,18 +29,21 @@ type Process struct {
 	group    *cgroup.Group // nil without cgroups
 	mark     string        // names the tree without cgroups; else ""
 	out      *Output
+	bell     <-chan struct{} // of the pumps
 	terminal bool
-	timeout  time.Duration
 
 	exited  chan struct{} // closed when the leader was reaped
-	settled chan struct{} // closed when no output will come and the group is gone
+	settled chan struct{} // closed when nothing is left: no output, no descendant
 	endedAt time.Time     // when the end was in the log; guarded by table.mu
 
-	mu        sync.Mutex
-	input     *input      // guarded by mu; nil without stdin, and after the exit
-	pumps     []*pump     // guarded by mu; nil once settled
-	exit      *Exit       // guarded by mu; set by supervise
-	killTimer *time.Timer // guarded by mu; of KillAfter
+	mu       sync.Mutex
+	input    *input   // guarded by mu, as is all below; nil without stdin, and after the exit
+	pumps    []*pump  // nil once settled
+	open     int      // pumps that have not ended
+	timedOut bool     // the timeout killed the tree
+	exit     *Exit    // set once the end is in the log
+	left     bool     // the group still has processes
+	stops    []func() // of timers
 }
 
 // Pid is the leader's process id.
@@ -72,55 +75,124 @@ func (p *Process) Exit() *Exit {
 	return p.exit
 }
 
-// supervise takes the process from running to done. It is the only place that
-// changes the state, and joins the pumps.
-func (p *Process) supervise(pumps []*pump, bell <-chan struct{}) {
-	timedOut := p.awaitExit()
-	status := p.child.Status()
+// The life of a process is driven by events, not by a goroutine that waits for
+// them: the leader's exit (leaderExited), the end of each pump (pumpEnded), the
+// limit on draining (drainOver) and the end of the group (groupGone). finish
+// records the end and settle the end of the rest, each exactly once.
+
+// leaderExited takes the process from running to exited. The reaper calls it.
+func (p *Process) leaderExited() {
 	p.closeInput()
 	close(p.exited)
-
-	open := drain(pumps, bell, p.table.quit)
-	exit := p.account(status)
-	exit.OutputOpen, exit.TimedOut = open, timedOut
-	if p.group != nil {
-		p.group.Release()
-	}
 	p.mu.Lock()
+	open := p.open
+	p.mu.Unlock()
+	if open == 0 {
+		p.finish(false)
+		return
+	}
+	// The end of file comes a moment after the exit, or a descendant holds the
+	// output open.
+	p.after(drainPause, p.drainOver)
+}
+
+// pumpEnded says that a pump has read its last.
+func (p *Process) pumpEnded() {
+	p.mu.Lock()
+	p.open--
+	last := p.open == 0
+	p.mu.Unlock()
+	if last && !p.Running() {
+		p.finish(false)
+		p.settle()
+	}
+}
+
+// drainOver finishes a process whose output has not ended by itself.
+func (p *Process) drainOver() {
+	p.mu.Lock()
+	pumps, over := p.pumps, p.exit != nil
+	p.mu.Unlock()
+	if !over {
+		p.finish(drain(pumps, p.bell, p.table.quit))
+	}
+}
+
+// finish takes the process from exited to done: it puts the end into the log.
+func (p *Process) finish(outputOpen bool) {
+	exit := p.account(p.child.Status())
+	p.mu.Lock()
+	if p.exit != nil {
+		p.mu.Unlock()
+		return
+	}
+	exit.OutputOpen, exit.TimedOut = outputOpen, p.timedOut
 	p.exit = &exit
+	p.left = p.group != nil
 	p.mu.Unlock()
 	p.out.finish(exit)
 	p.table.ended(p)
-
-	for _, pump := range pumps {
-		<-pump.done
-	}
 	if p.group != nil {
-		select {
-		case <-p.group.Gone():
-		case <-p.table.quit:
-		}
+		p.group.Release(p.groupGone)
 	}
 	p.settle()
+}
+
+// groupGone says that the last process of the group has ended.
+func (p *Process) groupGone() {
+	p.mu.Lock()
+	p.left = false
+	p.mu.Unlock()
+	p.settle()
+}
+
+// settle lets go, once nothing is left, of what a process needs till then.
+func (p *Process) settle() {
+	p.mu.Lock()
+	if p.exit == nil || p.open > 0 || p.left || p.isSettled() {
+		p.mu.Unlock()
+		return
+	}
+	p.pumps = nil
+	close(p.settled)
+	p.mu.Unlock()
+	p.stopTimers()
 	p.table.settled(p)
 }
 
-// awaitExit waits for the leader, and kills the tree at the timeout.
-func (p *Process) awaitExit() (timedOut bool) {
-	var deadline <-chan time.Time
-	if p.timeout > 0 {
-		timer := time.NewTimer(p.timeout)
-		defer timer.Stop()
-		deadline = timer.C
+func (p *Process) stopTimers() {
+	p.mu.Lock()
+	stops := p.stops
+	p.stops = nil
+	p.mu.Unlock()
+	for _, stop := range stops {
+		stop()
 	}
-	select {
-	case <-p.child.Done():
-		return false
-	case <-deadline:
+}
+
+// after calls f after d, unless the process is settled first.
+func (p *Process) after(d time.Duration, f func()) {
+	stop := p.table.after(d, f)
+	p.mu.Lock()
+	over := p.isSettled()
+	if !over {
+		p.stops = append(p.stops, stop)
 	}
-	_ = p.Kill() // finished meanwhile is fine
-	<-p.child.Done()
-	return true
+	p.mu.Unlock()
+	if over {
+		stop()
+	}
+}
+
+// timeOut kills the tree of a leader that still runs.
+func (p *Process) timeOut() {
+	p.mu.Lock()
+	running := p.Running()
+	p.timedOut = running
+	p.mu.Unlock()
+	if running {
+		_ = p.Kill() // finished meanwhile is fine
+	}
 }
 
 // account adds up what the tree used.
@@ -139,17 +211,6 @@ func (p *Process) account(s reap.Status) Exit {
 		e.Usage.PeakMemory = u.PeakMemory
 	}
 	return e
-}
-
-// settle lets go of what only a process with something left needs.
-func (p *Process) settle() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.pumps = nil
-	if p.killTimer != nil {
-		p.killTimer.Stop()
-	}
-	close(p.settled)
 }
 
 func (p *Process) isSettled() bool {
@@ -193,15 +254,7 @@ func (p *Process) Signal(sig unix.Signal) error {
 
 // KillAfter kills whatever is left of the tree once d is over.
 func (p *Process) KillAfter(d time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.isSettled() && p.group != nil {
-		return
-	}
-	if p.killTimer != nil {
-		p.killTimer.Stop()
-	}
-	p.killTimer = time.AfterFunc(d, func() { _ = p.Kill() })
+	p.after(d, func() { _ = p.Kill() }) // finished meanwhile is fine
 }
 
 // finished turns the reaper's word for an ended child into ours.

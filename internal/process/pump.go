@@ -36,10 +36,8 @@ type pump struct {
 	grown   bool       // pump's goroutine only
 }
 
-func startPump(s Stream, f *os.File, out *Output, quit <-chan struct{}, bell chan<- struct{}) *pump {
-	p := &pump{stream: s, file: f, out: out, quit: quit, bell: bell, done: make(chan struct{})}
-	go p.run()
-	return p
+func newPump(s Stream, f *os.File, out *Output, quit <-chan struct{}, bell chan<- struct{}) *pump {
+	return &pump{stream: s, file: f, out: out, quit: quit, bell: bell, done: make(chan struct{})}
 }
 
 // run reads to the end. Errors other than the end do not exist for pipes, and

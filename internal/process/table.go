@@ -51,7 +51,7 @@ type Table struct {
 	budget *Budget
 	id     string         // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
-	wg     sync.WaitGroup // the supervisors
+	wg     sync.WaitGroup // starts, pumps and timers
 
 	mu      sync.Mutex
 	closing bool                  // guarded by mu, as is all below
@@ -99,12 +99,8 @@ func (t *Table) Start(spec *Spec) (*Process, *Cursor, error) {
 	serial := t.serial
 	t.wg.Add(1)
 	t.mu.Unlock()
-	p, cursor, err := t.launch(spec, path, serial)
-	if err != nil {
-		t.wg.Done()
-		return nil, nil, err
-	}
-	return p, cursor, nil
+	defer t.wg.Done()
+	return t.launch(spec, path, serial)
 }
 
 // launch makes the process and what it needs, or nothing.
@@ -116,7 +112,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Curso
 	files, err := openStdio(spec)
 	if err != nil {
 		if group != nil {
-			group.Release()
+			group.Release(func() {})
 		}
 		return nil, nil, err
 	}
@@ -139,25 +135,25 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Curso
 	if err != nil {
 		files.closeOurs()
 		if group != nil {
-			group.Release()
+			group.Release(func() {})
 		}
 		return nil, nil, spec.startError(path, err)
 	}
 	p := &Process{
 		Label: spec.Label, Tag: spec.Tag, HasTag: spec.HasTag, Started: started,
 		serial: serial, table: t, child: child, group: group, mark: mark,
-		terminal: spec.Terminal != nil, timeout: spec.Timeout,
-		out:     newOutput(t.cfg.Window, t.budget),
-		exited:  make(chan struct{}),
-		settled: make(chan struct{}),
+		terminal: spec.Terminal != nil,
+		out:      newOutput(t.cfg.Window, t.budget),
+		exited:   make(chan struct{}),
+		settled:  make(chan struct{}),
 	}
 	cursor := p.Attach(0)
-	pumps, bell := p.connect(files)
+	p.connect(files)
 	closing := t.register(p)
-	go func() {
-		defer t.wg.Done()
-		p.supervise(pumps, bell)
-	}()
+	if spec.Timeout > 0 {
+		p.after(spec.Timeout, p.timeOut)
+	}
+	child.AfterExit(p.leaderExited)
 	if closing {
 		_ = p.Kill() // Close did not see it
 	}
@@ -188,17 +184,49 @@ func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
 
 // connect starts the pumps on our side of the process's files and takes over
 // its input.
-func (p *Process) connect(files *stdio) ([]*pump, <-chan struct{}) {
+func (p *Process) connect(files *stdio) {
 	bell := make(chan struct{}, 1)
-	start := func(s Stream, f *os.File) *pump { return startPump(s, f, p.out, p.table.quit, bell) }
-	if files.master != nil {
+	p.bell = bell
+	add := func(s Stream, f *os.File) {
+		p.pumps = append(p.pumps, newPump(s, f, p.out, p.table.quit, bell))
+	}
+	switch {
+	case files.master != nil:
 		p.input = newInput(files.master)
-		return []*pump{start(Terminal, files.master)}, bell
+		add(Terminal, files.master)
+	default:
+		if files.stdin != nil {
+			p.input = newInput(files.stdin)
+		}
+		add(Stdout, files.stdout)
+		add(Stderr, files.stderr)
 	}
-	if files.stdin != nil {
-		p.input = newInput(files.stdin)
+	p.open = len(p.pumps)
+	for _, pump := range p.pumps {
+		p.table.wg.Go(func() {
+			pump.run()
+			p.pumpEnded()
+		})
 	}
-	return []*pump{start(Stdout, files.stdout), start(Stderr, files.stderr)}, bell
+}
+
+// after calls f after d unless stop is called first. Close waits for it.
+func (t *Table) after(d time.Duration, f func()) (stop func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closing {
+		return func() {}
+	}
+	t.wg.Add(1)
+	timer := time.AfterFunc(d, func() {
+		defer t.wg.Done()
+		f()
+	})
+	return func() {
+		if timer.Stop() {
+			t.wg.Done()
+		}
+	}
 }
 
 // register makes p known, and tells whether the table is being closed.
@@ -379,5 +407,8 @@ func (t *Table) Close(ctx context.Context) {
 		}
 	}
 	close(t.quit)
+	for _, p := range list {
+		p.stopTimers()
+	}
 	t.wg.Wait()
 }

@@ -27,8 +27,9 @@ type Child struct {
 	done   chan struct{}
 	status Status // valid once done is closed
 
-	mu    sync.Mutex
-	pidfd int // guarded by mu; -1 once finished
+	mu        sync.Mutex
+	pidfd     int    // guarded by mu; -1 once finished
+	afterExit func() // guarded by mu
 }
 
 // Pid is the child's process id. After Done it may belong to another process.
@@ -54,11 +55,25 @@ func (c *Child) Signal(sig unix.Signal) error {
 	return linux.SignalPidfd(c.pidfd, sig)
 }
 
-func (c *Child) finish(s Status) {
+// AfterExit has f called once when the child has been reaped: on the reaper's
+// goroutine, which f must not hold up, or right here when it was already.
+func (c *Child) AfterExit(f func()) {
+	c.mu.Lock()
+	if c.pidfd >= 0 {
+		c.afterExit = f
+		f = func() {}
+	}
+	c.mu.Unlock()
+	f()
+}
+
+// finish records the end. The caller calls what it returns, holding no lock.
+func (c *Child) finish(s Status) (afterExit func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	_ = unix.Close(c.pidfd)
 	c.pidfd = -1
 	c.status = s
 	close(c.done)
+	return c.afterExit
 }

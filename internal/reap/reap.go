@@ -92,6 +92,13 @@ func (r *Reaper) Orphans() uint64 { return r.orphans.Load() }
 
 // sweep reaps everything that has exited.
 func (r *Reaper) sweep() {
+	for _, afterExit := range r.collect() {
+		afterExit()
+	}
+}
+
+// collect reaps, and answers what the children's owners want called.
+func (r *Reaper) collect() (after []func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
@@ -102,7 +109,7 @@ func (r *Reaper) sweep() {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil || pid == 0: // no children, or none that has exited
-			return
+			return after
 		case !ws.Exited() && !ws.Signaled():
 			continue
 		}
@@ -112,11 +119,13 @@ func (r *Reaper) sweep() {
 			continue
 		}
 		delete(r.children, pid)
-		c.finish(Status{
+		if f := c.finish(Status{
 			Wait:    ws,
 			User:    time.Duration(ru.Utime.Nano()),
 			System:  time.Duration(ru.Stime.Nano()),
 			PeakRSS: ru.Maxrss << 10, // getrusage(2): KiB
-		})
+		}); f != nil {
+			after = append(after, f)
+		}
 	}
 }
