@@ -1,0 +1,26 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestQuick runs every figure, for whether it works and not for how fast.
+func TestQuick(t *testing.T) {
+	rows, err := run(config{quick: true, cgroupRoot: cgroupMount(), progress: t.Output()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table strings.Builder
+	printTable(&table, rows)
+	t.Log("\n" + table.String())
+	if len(rows) < len(figures) {
+		t.Errorf("%d rows for %d figures", len(rows), len(figures))
+	}
+	for _, r := range rows {
+		// An idle daemon may well use no processor time in a second.
+		if r.ours <= 0 && r.unit != "ms/s" {
+			t.Errorf("%s: nothing measured: %+v", r.name, r)
+		}
+	}
+}
