@@ -245,6 +245,10 @@ func (w *Watcher) bury(n *node) {
 	delete(w.byWd, n.wd)
 }
 
+// releaseBatch is after how many watches given back the queue is read: each
+// leaves IN_IGNORED in it, and a large tree moved away must not overflow it.
+const releaseBatch = 1024
+
 // release gives a watch back.
 func (w *Watcher) release(wd int32) {
 	// EINVAL: the kernel was first, and IN_IGNORED is queued already.
@@ -255,4 +259,7 @@ func (w *Watcher) release(wd int32) {
 		w.retired = make(map[int32]struct{})
 	}
 	w.retired[wd] = struct{}{}
+	if len(w.retired)%releaseBatch == 0 && !w.setup {
+		w.fill()
+	}
 }

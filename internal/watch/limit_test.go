@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/leaktest"
 )
 
 // TestLimits runs into each limit, in a user namespace of its own so that the
@@ -103,6 +105,7 @@ func limitMain(args []string) int {
 
 // TestNetworkMount mounts a FUSE filesystem, which counts as one.
 func TestNetworkMount(t *testing.T) {
+	leaktest.Check(t)
 	dir := t.TempDir()
 	mkdir(t, dir, "fuse")
 	mountFUSE(t, dir+"/fuse")

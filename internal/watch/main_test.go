@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/leaktest"
 )
 
 // helperEnv names the part that the re-executed test binary plays.
@@ -54,6 +56,7 @@ type watcher struct {
 
 func watchDir(t testing.TB, dir string, recursive bool) *watcher {
 	t.Helper()
+	leaktest.Check(t)
 	w, err := Open(dir, Options{Recursive: recursive})
 	if err != nil {
 		t.Fatal(err)

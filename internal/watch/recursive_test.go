@@ -101,6 +101,23 @@ func TestRecursiveMoves(t *testing.T) {
 	checkTree(t, w)
 }
 
+// Giving back the watches of a large tree queues an event for each.
+func TestRecursiveLargeTreeMovedOut(t *testing.T) {
+	base := t.TempDir()
+	must(t, unix.Mount("none", base, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(base, unix.MNT_DETACH)) })
+	for i := range sysctl("fs.inotify.max_queued_events") + 1000 {
+		mkdir(t, fmt.Sprintf("%s/tree/a/%d/%d", base, i/1000, i))
+	}
+	w := watchDir(t, base+"/tree", true)
+	rename(t, base+"/tree/a", base+"/a")
+	w.want("RENAME a")
+	w.want()
+	if len(w.byWd) != 1 || len(w.retired) > 0 {
+		t.Errorf("%d directories watched, %d watches given back", len(w.byWd), len(w.retired))
+	}
+}
+
 func TestRecursiveReplaced(t *testing.T) {
 	dir := t.TempDir()
 	mkdir(t, dir, "x/below")

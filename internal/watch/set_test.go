@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/wrenn/envd/internal/leaktest"
 )
 
 // poll calls Events until n events are there or the watcher has ended.
@@ -32,6 +34,7 @@ func poll(t *testing.T, s *Set[string], id string, n int) ([]string, error) {
 
 func newSet(t *testing.T) *Set[string] {
 	t.Helper()
+	leaktest.Check(t)
 	s := NewSet[string]()
 	t.Cleanup(func() { must(t, s.Close()) })
 	return s
@@ -131,6 +134,7 @@ func TestSetMemoryIsBounded(t *testing.T) {
 }
 
 func TestSetClosesUnpolled(t *testing.T) {
+	leaktest.Check(t)
 	s := NewSet[string]()
 	s.idle = 50 * time.Millisecond
 	t.Cleanup(func() { must(t, s.Close()) })
@@ -195,6 +199,7 @@ func TestSetPause(t *testing.T) {
 }
 
 func TestSetClose(t *testing.T) {
+	leaktest.Check(t)
 	s := NewSet[string]()
 	for i := range 10 {
 		_, err := s.Create(t.TempDir(), Options{}, fmt.Sprint(i))

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/leaktest"
 )
 
 func TestKinds(t *testing.T) {
@@ -161,6 +163,7 @@ func TestDirectoryAboveRootRenamed(t *testing.T) {
 }
 
 func TestOpenErrors(t *testing.T) {
+	leaktest.Check(t)
 	dir := t.TempDir()
 	write(t, dir+"/file", "")
 	must(t, os.Symlink("file", dir+"/link"))
@@ -227,6 +230,7 @@ func TestNextContext(t *testing.T) {
 }
 
 func TestCloseInterruptsNext(t *testing.T) {
+	leaktest.Check(t)
 	for range 50 {
 		w, err := Open(t.TempDir(), Options{})
 		must(t, err)
