@@ -37,6 +37,8 @@ func run(args []string) int {
 	fs.IntVar(&output.Window, "output-window", output.Window, "output kept per process, in `bytes`")
 	fs.Int64Var(&output.Total, "output-total", output.Total, "output kept of all processes together, in `bytes`")
 	fs.DurationVar(&output.Retain, "output-retain", output.Retain, "how `long` an ended process and its output are kept, 30s or more")
+	var level slog.Level
+	fs.TextVar(&level, "log-level", slog.LevelInfo, "least `level` to log: DEBUG, INFO, WARN or ERROR")
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -53,7 +55,7 @@ func run(args []string) int {
 		return 0
 	}
 	cfg.Firecracker, cfg.Output = !*outside, output
-	cfg.Log = newLog(cfg.Firecracker)
+	cfg.Log = newLog(cfg.Firecracker, level)
 	if err := daemon.Run(context.Background(), cfg); err != nil {
 		cfg.Log.Error("envd ended", "error", err)
 		return 1
@@ -62,9 +64,10 @@ func run(args []string) int {
 }
 
 // newLog writes JSON for a host to collect, or text for a person.
-func newLog(firecracker bool) *slog.Logger {
+func newLog(firecracker bool, level slog.Level) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
 	if firecracker {
-		return slog.New(slog.NewJSONHandler(os.Stderr, nil))
+		return slog.New(slog.NewJSONHandler(os.Stderr, opts))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, nil))
+	return slog.New(slog.NewTextHandler(os.Stderr, opts))
 }

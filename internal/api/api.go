@@ -38,6 +38,7 @@ type Config struct {
 func New(cfg Config) http.Handler {
 	rpc := []connect.HandlerOption{
 		connect.WithReadMaxBytes(maxMessage),
+		connect.WithRecover(logPanic(cfg.Log)),
 		connect.WithRequestGate(userGate(cfg.Settings, cfg.Accounts)),
 		// Requests may be compressed; responses are not: output is sent the
 		// moment it is there, and one core cannot compress as fast as it comes.

@@ -30,6 +30,7 @@ var codes = []struct {
 }{
 	{process.ErrUnknown, connect.CodeNotFound},
 	{process.ErrFinished, connect.CodeNotFound},
+	{process.ErrBeyondEnd, connect.CodeOutOfRange},
 	{process.ErrStdinClosed, connect.CodeFailedPrecondition},
 	{process.ErrWrongInput, connect.CodeFailedPrecondition},
 	{process.ErrClosed, connect.CodeUnavailable},

@@ -45,6 +45,7 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 		return rpcError(err)
 	}
 	defer cursor.Close()
+	s.Log.DebugContext(ctx, "process started", "pid", p.Pid(), "command", spec.Name, "user", account(ctx).Name, "tag", p.Tag)
 	f := follower{
 		p: p, cursor: cursor, keepalive: keepalive(req.Header()), timeout: true,
 		send: func(e *pb.ProcessEvent) error { return stream.Send(&pb.StartResponse{Event: e}) },
@@ -61,7 +62,10 @@ func (s *processService) Connect(ctx context.Context, req *connect.Request[pb.Co
 	if wanted {
 		offset = int64(min(req.Msg.GetOffset(), math.MaxInt64))
 	}
-	cursor := p.Attach(offset)
+	cursor, err := p.Attach(offset)
+	if err != nil {
+		return rpcError(err)
+	}
 	defer cursor.Close()
 	f := follower{
 		p: p, cursor: cursor, keepalive: keepalive(req.Header()), gaps: wanted,

@@ -5,7 +5,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"strings"
 
 	"connectrpc.com/connect"
@@ -46,6 +48,14 @@ func rpcContentType(ct string) bool {
 		return true
 	default:
 		return strings.HasPrefix(ct, "application/connect+") || strings.HasPrefix(ct, "application/grpc")
+	}
+}
+
+// logPanic makes a handler's panic an error of that call alone.
+func logPanic(log *slog.Logger) func(context.Context, connect.Spec, http.Header, any) error {
+	return func(ctx context.Context, spec connect.Spec, _ http.Header, v any) error {
+		log.ErrorContext(ctx, "handler panicked", "rpc", spec.Procedure, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+		return connect.NewError(connect.CodeInternal, errors.New("internal error, see the daemon's log"))
 	}
 }
 

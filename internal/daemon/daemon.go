@@ -100,7 +100,10 @@ func Run(ctx context.Context, cfg Config) error {
 	accounts := guest.NewAccounts("/etc/passwd", "/etc/group")
 
 	trim := newTrimmer(quietSpell)
-	cfg.Output.Ended = trim.touch
+	cfg.Output.Ended = func(p *process.Process) {
+		trim.touch()
+		log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
+	}
 	table := process.NewTable(cfg.Output, reaper, groups)
 
 	handler := api.New(api.Config{

@@ -1,6 +1,8 @@
 package process
 
 import (
+	"errors"
+	"fmt"
 	"math"
 	"slices"
 )
@@ -46,14 +48,19 @@ type Cursor struct {
 	held   []*block
 }
 
-// Attach opens a cursor at offset: at what comes next with Now, or when the
-// offset is not reached yet.
-func (o *Output) Attach(offset int64) *Cursor {
+// ErrBeyondEnd is returned for an offset that the output has not reached.
+var ErrBeyondEnd = errors.New("offset is beyond the output")
+
+// Attach opens a cursor at offset, or with Now at what comes next.
+func (o *Output) Attach(offset int64) (*Cursor, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64}
-	if offset == Now || offset > o.end {
+	switch {
+	case offset == Now:
 		c.at = o.end
+	case offset > o.end:
+		return nil, fmt.Errorf("%w: it has %d bytes, not %d", ErrBeyondEnd, o.end, offset)
 	}
 	if c.at < o.start {
 		c.gap = &Gap{From: c.at, To: o.start}
@@ -68,7 +75,7 @@ func (o *Output) Attach(offset int64) *Cursor {
 	o.cursors = append(o.cursors, c)
 	o.moved()
 	c.ring()
-	return c
+	return c, nil
 }
 
 // keep takes references to all of entries.

@@ -50,7 +50,7 @@ type Process struct {
 func (p *Process) Pid() int { return p.child.Pid() }
 
 // Attach opens a cursor on the output at offset; see Output.Attach.
-func (p *Process) Attach(offset int64) *Cursor { return p.out.Attach(offset) }
+func (p *Process) Attach(offset int64) (*Cursor, error) { return p.out.Attach(offset) }
 
 // Written is how many bytes of output there are so far.
 func (p *Process) Written() int64 { return p.out.Written() }
@@ -304,13 +304,10 @@ func (p *Process) write(ctx context.Context, b []byte) error {
 	return err
 }
 
-// CloseStdin ends standard input. Closing it again is fine.
+// CloseStdin ends standard input. That it has ended already is fine.
 func (p *Process) CloseStdin() error {
 	if p.terminal {
 		return fmt.Errorf("%w: a terminal has no end of input, send 0x04", ErrWrongInput)
-	}
-	if !p.Running() {
-		return ErrFinished
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -33,7 +33,7 @@ type Config struct {
 	// Retain is how long a process is kept after its end.
 	Retain time.Duration
 	// Ended, when not nil, is called after each end. It does not block.
-	Ended func()
+	Ended func(*Process)
 }
 
 // DefaultConfig is what the wire contract promises.
@@ -147,7 +147,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Curso
 		exited:   make(chan struct{}),
 		settled:  make(chan struct{}),
 	}
-	cursor := p.Attach(0)
+	cursor, _ := p.Attach(0) // never beyond the end
 	p.connect(files)
 	closing := t.register(p)
 	if spec.Timeout > 0 {
@@ -285,14 +285,14 @@ func (t *Table) List(ended bool) []*Process {
 // ended starts the time for which p is kept.
 func (t *Table) ended(p *Process) {
 	t.budget.retire(p.out)
+	if t.cfg.Ended != nil {
+		t.cfg.Ended(p)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p.endedAt = time.Now()
 	t.expiry = append(t.expiry, p)
 	t.armLocked()
-	if t.cfg.Ended != nil {
-		t.cfg.Ended()
-	}
 }
 
 // armLocked makes the timer run when the oldest ended process is due.
