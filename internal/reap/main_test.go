@@ -1,0 +1,212 @@
+package reap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/leaktest"
+	"github.com/wrenn/envd/internal/linux"
+)
+
+// helperEnv names the part that the re-executed test binary plays.
+const helperEnv = "REAP_TEST_HELPER"
+
+// promptExit spares helpers the second that the race detector sleeps at exit.
+const promptExit = "GORACE=atexit_sleep_ms=0"
+
+// patience is how long an expected event may take on a busy machine.
+const patience = 10 * time.Second
+
+func TestMain(m *testing.M) {
+	switch part := os.Getenv(helperEnv); part {
+	case "":
+		// As the daemon does: what the test's parent left open is not ours.
+		if err := linux.CloseOnExecFrom(3); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(m.Run())
+	case "blocking":
+		os.Exit(blockingMain())
+	case "dispositions":
+		os.Exit(dispositionsMain())
+	default:
+		fmt.Fprintln(os.Stderr, "unknown helper", part)
+		os.Exit(2)
+	}
+}
+
+// blockingMain becomes dispositionsMain with signals blocked.
+func blockingMain() int {
+	runtime.LockOSThread() // exec keeps the mask of the thread that calls it
+	set := unix.Sigset_t{}
+	for _, sig := range []unix.Signal{unix.SIGINT, unix.SIGTSTP, unix.SIGTERM, unix.SIGCHLD} {
+		set.Val[0] |= 1 << (sig - 1)
+	}
+	err := unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil)
+	if err == nil {
+		err = os.Setenv(helperEnv, "dispositions")
+	}
+	if err == nil {
+		err = unix.Exec("/proc/self/exe", os.Args, os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// dispositionsMain is a daemon that was itself started with ignored and blocked
+// signals: its caller sets them. It does what the daemon does and starts a
+// child, whose masks it passes on.
+func dispositionsMain() int {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM)
+	if err := linux.DefaultIgnoredSignals(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	r, err := Open()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = r.Run(ctx) })
+	c, err := r.Start(Command{
+		Path: "/bin/cat", Args: []string{"cat", "/proc/self/status"}, Dir: "/",
+		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	code := c.Status().Wait.ExitStatus()
+	cancel()
+	wg.Wait()
+	if err := r.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// open makes a reaper that runs until the test ends, with the leak check
+// around it.
+func open(t testing.TB) *Reaper {
+	t.Helper()
+	leaktest.Check(t)
+	r, err := Open()
+	must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := r.Run(ctx); err != nil {
+			t.Errorf("run: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		must(t, r.Close())
+	})
+	return r
+}
+
+// command is argv with nothing to read and its output thrown away.
+func command(t testing.TB, argv ...string) Command {
+	t.Helper()
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	must(t, err)
+	t.Cleanup(func() { _ = null.Close() })
+	return Command{
+		Path: argv[0], Args: argv, Dir: "/", Env: []string{"PATH=/usr/bin:/bin"},
+		Stdin: null, Stdout: null, Stderr: null,
+	}
+}
+
+func shell(t testing.TB, script string) Command {
+	t.Helper()
+	return command(t, "/bin/sh", "-c", script)
+}
+
+func start(t testing.TB, r *Reaper, cmd Command) *Child {
+	t.Helper()
+	c, err := r.Start(cmd)
+	must(t, err)
+	return c
+}
+
+// output runs cmd to its end and answers what it and its children wrote.
+func output(t testing.TB, r *Reaper, cmd Command) string {
+	t.Helper()
+	read, write, err := linux.PipeForReading()
+	must(t, err)
+	defer read.Close()
+	cmd.Stdout, cmd.Stderr = write, os.Stderr
+	c, err := r.Start(cmd)
+	_ = write.Close()
+	must(t, err)
+	must(t, read.SetReadDeadline(time.Now().Add(patience)))
+	text, err := io.ReadAll(read)
+	must(t, err)
+	if s := status(t, c); s.Wait != 0 {
+		t.Errorf("%q: wait status %#x", cmd.Args, s.Wait)
+	}
+	return string(text)
+}
+
+// status waits for the end of c.
+func status(t testing.TB, c *Child) Status {
+	t.Helper()
+	select {
+	case <-c.Done():
+	case <-time.After(patience):
+		t.Fatalf("child %d has not ended", c.Pid())
+	}
+	return c.Status()
+}
+
+// eventually waits for something that has no event to wait for.
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("waited for %s", what)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// children counts our child processes, zombies included.
+func children(t testing.TB) int {
+	t.Helper()
+	lists, err := filepath.Glob("/proc/self/task/*/children")
+	must(t, err)
+	n := 0
+	for _, list := range lists {
+		b, _ := os.ReadFile(list) // the thread may be gone
+		n += len(strings.Fields(string(b)))
+	}
+	return n
+}
+
+func gone(pid int) bool { return errors.Is(unix.Kill(pid, 0), unix.ESRCH) }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
