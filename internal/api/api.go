@@ -43,8 +43,6 @@ func New(cfg Config) http.Handler {
 		// Requests may be compressed; responses are not: output is sent the
 		// moment it is there, and one core cannot compress as fast as it comes.
 		connect.WithCompressMinBytes(math.MaxInt),
-		connect.WithCodec(jsonCodec{name: "json"}),
-		connect.WithCodec(jsonCodec{name: "json; charset=utf-8"}),
 	}
 	services := []string{processconnect.ProcessName, filesystemconnect.FilesystemName}
 	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)

@@ -45,17 +45,25 @@ func batchFrom(ctx context.Context) *batch { return ctx.Value(batchKey{}).(*batc
 func (b *batch) Unwrap() http.ResponseWriter { return b.ResponseWriter }
 
 func (b *batch) Write(p []byte) (int, error) {
+	if err := b.gather(func(buf []byte) []byte { return append(buf, p...) }); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// gather lets add append to what is gathered.
+func (b *batch) gather(add func([]byte) []byte) error {
 	if b.err != nil {
-		return 0, b.err
+		return b.err
 	}
 	if b.buf == nil {
 		b.buf = batchBuffers.Get().(*[]byte)
 	}
-	*b.buf = append(*b.buf, p...)
+	*b.buf = add(*b.buf)
 	if len(*b.buf) >= flushAt {
 		b.drain()
 	}
-	return len(p), b.err
+	return b.err
 }
 
 // drain writes what is gathered.

@@ -24,20 +24,6 @@ func gapEvent(g *process.Gap) *pb.ProcessEvent {
 	}
 }
 
-// dataEvent shares the chunk's bytes.
-func dataEvent(c process.Chunk) *pb.ProcessEvent {
-	d := &pb.ProcessEvent_DataEvent{Offset: proto.Uint64(uint64(c.Offset))}
-	switch c.Stream {
-	case process.Stdout:
-		d.Output = &pb.ProcessEvent_DataEvent_Stdout{Stdout: c.Data}
-	case process.Stderr:
-		d.Output = &pb.ProcessEvent_DataEvent_Stderr{Stderr: c.Data}
-	case process.Terminal:
-		d.Output = &pb.ProcessEvent_DataEvent_Pty{Pty: c.Data}
-	}
-	return &pb.ProcessEvent{Event: &pb.ProcessEvent_Data{Data: d}}
-}
-
 func endEvent(e *process.Exit) *pb.ProcessEvent {
 	return &pb.ProcessEvent{Event: &pb.ProcessEvent_End{End: exitMessage(e)}}
 }

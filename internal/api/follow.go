@@ -40,7 +40,8 @@ type follower struct {
 	cursor    *process.Cursor
 	keepalive time.Duration
 	gaps      bool // the client asked for an offset
-	send      func(*pb.ProcessEvent) error
+	frames    framer
+	send      func(*pb.ProcessEvent) error // anything but output
 	// timeout ends the stream when the process was killed for it: for the
 	// stream that set it.
 	timeout bool
@@ -76,7 +77,7 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		guard := time.AfterFunc(cutOffGrace, func() { f.cutOff(out) })
 		out.hold()
-		err = f.sendBatch(&b)
+		err = f.sendBatch(out, &b)
 		if releaseErr := out.release(); err == nil {
 			err = releaseErr
 		}
@@ -104,14 +105,14 @@ func (f *follower) maxChunk() int {
 	return maxPipeChunk
 }
 
-func (f *follower) sendBatch(b *process.Batch) error {
+func (f *follower) sendBatch(out *batch, b *process.Batch) error {
 	if b.Gap != nil && f.gaps {
 		if err := f.send(gapEvent(b.Gap)); err != nil {
 			return err
 		}
 	}
 	for _, c := range b.Chunks {
-		if err := f.send(dataEvent(c)); err != nil {
+		if err := out.gather(func(buf []byte) []byte { return f.frames.append(buf, c) }); err != nil {
 			return err
 		}
 	}

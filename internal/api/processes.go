@@ -48,7 +48,8 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 	s.Log.DebugContext(ctx, "process started", "pid", p.Pid(), "command", spec.Name, "user", account(ctx).Name, "tag", p.Tag)
 	f := follower{
 		p: p, cursor: cursor, keepalive: keepalive(req.Header()), timeout: true,
-		send: func(e *pb.ProcessEvent) error { return stream.Send(&pb.StartResponse{Event: e}) },
+		frames: framerFor(req.Header().Get("Content-Type")),
+		send:   func(e *pb.ProcessEvent) error { return stream.Send(&pb.StartResponse{Event: e}) },
 	}
 	return rpcError(f.run(ctx))
 }
@@ -69,7 +70,8 @@ func (s *processService) Connect(ctx context.Context, req *connect.Request[pb.Co
 	defer cursor.Close()
 	f := follower{
 		p: p, cursor: cursor, keepalive: keepalive(req.Header()), gaps: wanted,
-		send: func(e *pb.ProcessEvent) error { return stream.Send(&pb.ConnectResponse{Event: e}) },
+		frames: framerFor(req.Header().Get("Content-Type")),
+		send:   func(e *pb.ProcessEvent) error { return stream.Send(&pb.ConnectResponse{Event: e}) },
 	}
 	return rpcError(f.run(ctx))
 }

@@ -116,11 +116,18 @@ func (o *Output) append(s Stream, p []byte, b *block) {
 		p = p[o.pushCopy(s, p):]
 	}
 	o.evict()
+	o.mu.Unlock()
+	o.budget.reclaim()
+}
+
+// notify wakes the readers. A writer calls it when it has appended what it had,
+// rather than for each piece: waking costs more than reading.
+func (o *Output) notify() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	for _, c := range o.cursors {
 		c.ring()
 	}
-	o.mu.Unlock()
-	o.budget.reclaim()
 }
 
 func (o *Output) push(e entry) {

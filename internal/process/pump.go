@@ -15,6 +15,8 @@ const (
 	// busyPipe is what a pipe is enlarged to once a read has filled a block,
 	// in bytes: the most that fs.pipe-max-size allows by default.
 	busyPipe = 1 << 20
+	// burstBytes is how much is read before the readers are woken.
+	burstBytes = 256 << 10
 	// takeOver is the size of a read from which its block goes into the log as
 	// it is; smaller reads are copied and the block is used again. In bytes.
 	takeOver = blockSize / 4
@@ -51,8 +53,14 @@ func (p *pump) run() {
 		return
 	}
 	for p.reserve() {
-		n, err := p.step(conn)
-		if n == 0 || err != nil {
+		ended := false
+		err := conn.Read(func(fd uintptr) bool {
+			var n int
+			n, ended = p.burst(fd)
+			return ended || n > 0
+		})
+		p.out.notify()
+		if ended || err != nil {
 			return
 		}
 		p.ring()
@@ -91,20 +99,25 @@ func (p *pump) setWaiting(w bool) {
 	p.ring()
 }
 
-// rawConn is the part of syscall.RawConn that step needs.
-type rawConn interface {
-	Read(f func(fd uintptr) (done bool)) error
+// burst reads what is there, within reason and as long as there is room for
+// it in the log.
+func (p *pump) burst(fd uintptr) (n int, ended bool) {
+	for n < burstBytes && (n == 0 || p.out.reserve() == nil) {
+		got, err := p.once(fd)
+		n += max(got, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return n, false
+		case err != nil || got == 0:
+			return n, true
+		case got < blockSize: // that was all
+			return n, false
+		}
+	}
+	return n, false
 }
 
-// step waits for input, reads once and appends.
-func (p *pump) step(conn rawConn) (n int, err error) {
-	pollErr := conn.Read(func(fd uintptr) bool {
-		n, err = p.once(fd)
-		return !errors.Is(err, unix.EAGAIN)
-	})
-	return n, errors.Join(pollErr, err)
-}
-
+// once reads once and appends.
 func (p *pump) once(fd uintptr) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
