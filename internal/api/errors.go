@@ -104,9 +104,42 @@ func jsonErrors(mux *http.ServeMux) http.Handler {
 		if allow := probe.header.Get("Allow"); allow != "" {
 			w.Header().Set("Allow", allow)
 		}
-		httpError(w, probe.status, http.StatusText(probe.status)+": "+r.Method+" "+r.URL.Path)
+		httpStatus(w, r, probe.status)
 	})
 }
+
+// httpStatus is httpError for what has no more to say than its status.
+func httpStatus(w http.ResponseWriter, r *http.Request, status int) {
+	httpError(w, status, http.StatusText(status)+": "+r.Method+" "+r.URL.Path)
+}
+
+// jsonStatus is the ResponseWriter of RPC handlers. What they refuse without
+// an RPC's answer (an unknown method, the wrong kind of content type) they
+// answer in plain text or with nothing at all; it gets our JSON instead.
+type jsonStatus struct {
+	http.ResponseWriter
+	r        *http.Request
+	replaced bool
+}
+
+func (w *jsonStatus) WriteHeader(status int) {
+	if status < http.StatusBadRequest || rpcContentType(w.Header().Get("Content-Type")) {
+		w.ResponseWriter.WriteHeader(status)
+		return
+	}
+	w.replaced = true
+	httpStatus(w.ResponseWriter, w.r, status)
+}
+
+func (w *jsonStatus) Write(b []byte) (int, error) {
+	if w.replaced {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *jsonStatus) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // statusProbe finds out what a handler would answer.
 type statusProbe struct {

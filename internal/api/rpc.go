@@ -15,8 +15,8 @@ import (
 	"github.com/wrenn/envd/internal/guest"
 )
 
-// rpcOnly answers what cannot be an RPC in JSON, before the RPC handler would
-// answer without a body, and takes timeouts of zero for none.
+// rpcOnly answers what cannot be an RPC in JSON, which the RPC handlers do not,
+// and takes timeouts of zero for none.
 func rpcOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
@@ -35,7 +35,7 @@ func rpcOnly(next http.Handler) http.Handler {
 				r.Header.Del(name)
 			}
 		}
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(&jsonStatus{ResponseWriter: w, r: r}, r)
 	})
 }
 
