@@ -72,7 +72,7 @@ func TestConnectOffsets(t *testing.T) {
 // TestConnectGap checks that what is no longer kept is named, to those who
 // asked for an offset.
 func TestConnectGap(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		c.d.needs(t, "process.output_offsets")
 		ctx := bounded(t)
 		const size = 4 << 20
@@ -97,7 +97,7 @@ func TestConnectGap(t *testing.T) {
 // TestConnectWhileWriting checks that a reader that joins in the middle of a
 // flood gets it without a hole; follow checks the offsets.
 func TestConnectWhileWriting(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		c.d.needs(t, "process.output_offsets")
 		ctx := bounded(t)
 		f := c.start(ctx, sh("seq 100000")) // less than is kept, so nobody is too slow
@@ -315,7 +315,7 @@ func (r *reader) check(want []byte) {
 // told so, and where to continue, and then has every byte that is kept, and
 // the word for every one that is not.
 func TestSlowReaderContinues(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		c.d.needs(t, "process.output_offsets")
 		ctx := bounded(t)
 		const lines = 2_000_000 // 15 MB: more than fits in all buffers on the way
@@ -348,7 +348,7 @@ func TestSlowReaderContinues(t *testing.T) {
 
 // TestSlowReaderAlone checks that a reader that is alone is waited for.
 func TestSlowReaderAlone(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		ctx := bounded(t)
 		f := c.start(ctx, sh("seq 2000000; echo done >&2"))
 		// It does not read until the program has come to a stand.

@@ -112,6 +112,19 @@ func all(t *testing.T, scenario func(t *testing.T, c *call)) {
 	}
 }
 
+// spread runs a scenario with every kind of client, each with one of the
+// daemons: for what moves much data and does not depend on cgroups.
+func spread(t *testing.T, scenario func(t *testing.T, c *call)) {
+	t.Parallel()
+	for i, kind := range kinds {
+		d := daemons[i%len(daemons)]
+		t.Run(d.name+"/"+kind.name, func(t *testing.T) {
+			t.Parallel()
+			scenario(t, &call{t: t, d: d, kind: kind.name, caller: kind.make(d)})
+		})
+	}
+}
+
 // each runs a scenario with every daemon and the client of that kind, for what
 // does not depend on the protocol.
 func each(t *testing.T, kind string, scenario func(t *testing.T, c *call)) {

@@ -56,7 +56,7 @@ func TestSendInputInOrder(t *testing.T) {
 
 // TestStreamInputWhole sends 8 MiB through cat in messages of all sizes.
 func TestStreamInputWhole(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		ctx := bounded(t)
 		f := c.start(ctx, &pb.StartRequest{Process: &pb.ProcessConfig{Cmd: "cat"}})
 		want := sha256.New()

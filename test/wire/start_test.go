@@ -59,7 +59,7 @@ func TestStartEndsBySignal(t *testing.T) {
 
 // TestOutputWhole checks order and completeness of much output.
 func TestOutputWhole(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		const lines = 600_000 // 4 MB
 		f := c.start(bounded(t), sh(fmt.Sprintf("seq %d; echo done >&2", lines)))
 		f.exit(0)
@@ -309,7 +309,7 @@ func TestClientGone(t *testing.T) {
 
 // TestManyAtOnce checks that processes do not mix their output.
 func TestManyAtOnce(t *testing.T) {
-	all(t, func(t *testing.T, c *call) {
+	spread(t, func(t *testing.T, c *call) {
 		ctx := bounded(t)
 		type outcome struct {
 			text string

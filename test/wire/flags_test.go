@@ -1,0 +1,117 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	pb "github.com/wrenn/envd/gen/process"
+)
+
+// ownBinary passes over a test of the command line when no binary was built.
+func ownBinary(t *testing.T) {
+	t.Helper()
+	if program == "" {
+		t.Skip("the daemon is not ours to start")
+	}
+}
+
+func TestFlagsVersion(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	for flag, want := range map[string]string{
+		"--version": "0.9.0\n", "-version": "0.9.0\n", "--commit": "0123abc\n", "-commit": "0123abc\n",
+	} {
+		var errOut bytes.Buffer
+		cmd := exec.CommandContext(t.Context(), program, flag)
+		cmd.Stderr = &errOut
+		if out, err := cmd.Output(); err != nil || string(out) != want || errOut.Len() > 0 {
+			t.Errorf("%s: %v, prints %q and %q", flag, err, out, &errOut)
+		}
+	}
+}
+
+func TestFlagsWrong(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	for _, args := range [][]string{{"--nothing"}, {"argument"}, {"--port", "x"}, {"--port", "99999", "--isnotfc"}} {
+		out, err := exec.CommandContext(t.Context(), program, args...).CombinedOutput()
+		exit := (*exec.ExitError)(nil)
+		if !errors.As(err, &exit) || exit.ExitCode() <= 0 || len(out) == 0 {
+			t.Errorf("%v: %v, prints %q", args, err, out)
+		}
+	}
+}
+
+// TestFlagsCommand checks the start-up command, and both kinds of dashes.
+func TestFlagsCommand(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	for _, flags := range [][]string{
+		{"--cmd", "echo $USER in $PWD; exit 3"}, {"-cmd=echo $USER in $PWD; exit 3"},
+	} {
+		d := &daemon{name: "flags"}
+		if err := d.start(flags...); err != nil {
+			t.Fatal(err)
+		}
+		c := &call{t: t, d: d, kind: "connect-proto-h2c", caller: newConnect(d, http2())}
+		f := c.attach(bounded(t), &pb.ConnectRequest{Process: tag("init-cmd"), Offset: proto.Uint64(0)})
+		if f.exit(3); !strings.HasSuffix(string(f.stdout), "root in /root\n") {
+			t.Errorf("stdout %q stderr %q", f.stdout, f.stderr)
+		}
+		if err := d.stop(); err != nil {
+			t.Errorf("%v\n%s", err, d.log)
+		}
+	}
+}
+
+// TestShutdown checks that SIGTERM ends commands and streams in order.
+func TestShutdown(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	for _, kind := range kinds {
+		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
+			d := &daemon{name: "shutdown"}
+			if err := d.start(); err != nil {
+				t.Fatal(err)
+			}
+			c := &call{t: t, d: d, kind: kind.name, caller: kind.make(d)}
+			f := c.start(bounded(t), sh("trap 'echo bye; exit 4' TERM; echo ready; while :; do sleep 0.05; done"))
+			stubborn := c.start(bounded(t), sh("trap '' TERM; echo ready; while :; do sleep 0.05; done"))
+			f.until("ready")
+			stubborn.until("ready")
+			stopped := make(chan error, 1)
+			go func() { stopped <- d.stop() }()
+			if f.exit(4); string(f.stdout) != "ready\nbye\n" {
+				t.Errorf("stdout %q", f.stdout)
+			}
+			if stubborn.exit(-1); stubborn.end.Status != "signal: killed" {
+				t.Errorf("end %v", stubborn.end)
+			}
+			if err := <-stopped; err != nil {
+				t.Errorf("%v\n%s", err, d.log)
+			}
+		})
+	}
+}
+
+// TestMachineLog checks that the log is JSON inside a microVM.
+func TestMachineLog(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	out, err := exec.CommandContext(t.Context(), program, "--port", "99999", "--cgroup-root", os.DevNull).CombinedOutput()
+	if err == nil {
+		t.Fatal("port 99999 was bound")
+	}
+	for line := range strings.Lines(string(out)) {
+		if !strings.HasPrefix(line, "{") {
+			t.Errorf("log line %q", line)
+		}
+	}
+}
