@@ -135,7 +135,9 @@ func removeEmpty(dir string) {
 	}
 	for _, e := range entries {
 		if _, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
-			_ = unix.Rmdir(filepath.Join(dir, e.Name())) // a busy one stays
+			leaf := filepath.Join(dir, e.Name())
+			removeBelow(leaf)
+			_ = unix.Rmdir(leaf) // a busy one stays
 		}
 	}
 }
@@ -214,22 +216,19 @@ func (h *Hierarchy) limit(g *Group, l Limits) error {
 	return nil
 }
 
-// Run removes released groups as they become empty, until ctx ends.
+// Run removes released groups as they become empty, until ctx ends or Close.
 func (h *Hierarchy) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.events.Close() })
 	defer stop()
 	var buf [64 * unix.SizeofInotifyEvent]byte
 	for {
-		n, err := h.events.Read(buf[:])
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("read cgroup events: %w", err)
-		}
 		// A file's watch has no name in its events: they are of one size. What
 		// happened does not matter, and after an overflow we look at them all.
-		_ = n
+		if _, err := h.events.Read(buf[:]); errors.Is(err, os.ErrClosed) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("read cgroup events: %w", err)
+		}
 		h.sweep()
 	}
 }
@@ -240,6 +239,7 @@ func (h *Hierarchy) sweep() {
 	h.mu.Lock()
 	for wd, g := range h.busy {
 		if g.remove() {
+			h.unwatch(wd)
 			delete(h.busy, wd)
 			gone = append(gone, g)
 		}

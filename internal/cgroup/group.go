@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // Group is the leaf of one command. Hierarchy.Create makes it; Release gives
@@ -33,36 +36,85 @@ const killLimit = 5 * time.Second
 // One that is forking meanwhile does not escape (cgroup.kill, Linux 5.14).
 func (g *Group) Kill() error {
 	err := g.write("cgroup.kill", "1")
-	if !errors.Is(err, unix.ENOENT) {
-		return err
+	switch {
+	case errors.Is(err, unix.ENODEV): // removed since it was opened
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		return g.killEach()
 	}
-	return g.killEach()
+	return err
 }
 
 // killEach is Kill for kernels without cgroup.kill, or for a group that is
 // gone already: it kills what is listed until nothing is.
 func (g *Group) killEach() error {
 	for end := time.Now().Add(killLimit); time.Now().Before(end); {
-		b, err := os.ReadFile(filepath.Join(g.path, "cgroup.procs"))
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("list cgroup %s: %w", g.path, err)
-		}
-		pids := strings.Fields(string(b))
-		if len(pids) == 0 {
-			return nil
-		}
-		for _, s := range pids {
-			if pid, err := strconv.Atoi(s); err == nil && pid > 0 {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
+		left, err := g.killListed()
+		if err != nil || left == 0 {
+			return err
 		}
 		// SIGKILL takes effect when the victim is next scheduled.
 		time.Sleep(time.Millisecond)
 	}
 	return fmt.Errorf("kill cgroup %s: processes left after %v", g.path, killLimit)
+}
+
+// killListed kills what is in the group at the moment and answers how many
+// that were. What is listed again after its pidfd was opened is what the pidfd
+// names: the number cannot have been given to a process elsewhere.
+func (g *Group) killListed() (n int, err error) {
+	first, err := g.pids()
+	if err != nil {
+		return 0, err
+	}
+	pidfds := make(map[int]int, len(first))
+	for pid := range first {
+		if fd, err := linux.OpenPidfd(pid); err == nil { // else it has ended
+			defer unix.Close(fd) //nolint:errcheck // nothing to lose
+			pidfds[pid] = fd
+		}
+	}
+	again, err := g.pids()
+	if err != nil {
+		return 0, err
+	}
+	for pid := range again {
+		if fd, ok := pidfds[pid]; ok {
+			_ = linux.SignalPidfd(fd, unix.SIGKILL) // or it has ended
+		}
+	}
+	return len(again), nil
+}
+
+// pids lists the processes of the group and of those that were made below it.
+func (g *Group) pids() (map[int]bool, error) {
+	pids := make(map[int]bool)
+	err := filepath.WalkDir(g.path, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Name() == "cgroup.procs" {
+			var b []byte
+			b, err = os.ReadFile(path)
+			for s := range strings.FieldsSeq(string(b)) {
+				if pid, err := strconv.Atoi(s); err == nil && pid > 0 {
+					pids[pid] = true
+				}
+			}
+		}
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) {
+			return nil // removed meanwhile
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list cgroup %s: %w", g.path, err)
+	}
+	return pids, nil
+}
+
+// Removed tells whether somebody else removed the group before its Release. To
+// clone into it fails with ENOENT or ENODEV then.
+func (g *Group) Removed() bool {
+	var st unix.Stat_t
+	return errors.Is(unix.Stat(g.path, &st), unix.ENOENT)
 }
 
 // Populated tells whether a process is left in the group.
@@ -138,6 +190,7 @@ func (g *Group) watchEmpty() bool {
 	}
 	// It may have become empty before the watch was there.
 	if g.remove() {
+		h.unwatch(wd)
 		return true
 	}
 	h.busy[wd] = g
@@ -157,16 +210,47 @@ func (h *Hierarchy) watch(file string) (wd int32, err error) {
 	return wd, errors.Join(ctlErr, err)
 }
 
+// unwatch gives a watch back: on a cgroup's file the kernel keeps it when the
+// file is gone.
+func (h *Hierarchy) unwatch(wd int32) {
+	rc, err := h.events.SyscallConn()
+	if err != nil || wd < 0 {
+		return
+	}
+	// Closed: then all watches are gone.
+	_ = rc.Control(func(fd uintptr) { _, _ = unix.InotifyRmWatch(int(fd), uint32(wd)) })
+}
+
 // remove removes the directory and tells whether it is gone. A group that
 // holds only zombies counts as empty.
 func (g *Group) remove() bool {
-	if err := unix.Rmdir(g.path); err != nil && !errors.Is(err, unix.ENOENT) {
+	err := unix.Rmdir(g.path)
+	if errors.Is(err, unix.EBUSY) && !g.Populated() {
+		removeBelow(g.path)
+		err = unix.Rmdir(g.path)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return false
 	}
 	if g.dir != nil {
 		_ = g.dir.Close()
 	}
 	return true
+}
+
+// removeBelow removes the groups that a command made below its own.
+func removeBelow(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			sub := filepath.Join(dir, e.Name())
+			removeBelow(sub)
+			_ = unix.Rmdir(sub) // a busy one stays
+		}
+	}
 }
 
 func (g *Group) write(file, value string) error {
