@@ -117,6 +117,19 @@ func (g *Group) Removed() bool {
 	return errors.Is(unix.Stat(g.path, &st), unix.ENOENT)
 }
 
+// AwaitEmpty waits until no process is left in the group, and tells whether
+// that came true within limit.
+func (g *Group) AwaitEmpty(limit time.Duration) bool {
+	end := time.Now().Add(limit)
+	for pause := 50 * time.Microsecond; g.Populated(); pause = min(2*pause, 10*time.Millisecond) {
+		if time.Now().After(end) {
+			return false
+		}
+		time.Sleep(pause)
+	}
+	return true
+}
+
 // Populated tells whether a process is left in the group.
 func (g *Group) Populated() bool {
 	b, err := g.read("cgroup.events")

@@ -108,6 +108,11 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c.release()
+	if c.drive() {
+		o.mu.Unlock()
+		o.pull()
+		o.mu.Lock()
+	}
 
 	var b Batch
 	b.Gap, c.gap = c.gap, nil
@@ -125,17 +130,31 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 		if len(c.chunks) == 0 {
 			return b, &TooSlowError{Offset: c.at}
 		}
-		c.ring() // first what was kept, then the error
 	} else if len(c.kept) == 0 && room > 0 && c.at < min(o.end, c.until) {
 		c.takeLog(room, maxChunk)
 	}
 	b.Chunks = c.chunks
-	if len(c.kept) > 0 || c.at < min(o.end, c.until) {
-		c.ring()
-	} else if c.at >= c.until {
+	if len(c.kept) == 0 && c.at >= c.until {
 		b.End = o.exit
 	}
+	if len(c.chunks) > 0 {
+		c.ring() // there may be more
+	} else if o.driver == c {
+		o.driver = nil
+		o.moved()
+	}
 	return b, nil
+}
+
+// drive tells whether the cursor is to read the source: it has read the log,
+// and nobody else does.
+func (c *Cursor) drive() bool {
+	o := c.o
+	if len(o.cursors) != 1 || o.pull == nil || o.exit != nil || len(c.kept) > 0 || c.at < o.end {
+		return false
+	}
+	o.driver = c
+	return true
 }
 
 // takeLog reads from the log itself.
@@ -186,6 +205,9 @@ func (c *Cursor) Close() {
 		e.block.unref()
 	}
 	c.kept = nil
+	if o.driver == c {
+		o.driver = nil
+	}
 	o.cursors = slices.DeleteFunc(o.cursors, func(other *Cursor) bool { return other == c })
 	if len(o.cursors) == 0 {
 		o.cursors = nil

@@ -46,6 +46,10 @@ const (
 // cursor has not read is dropped when it leaves the window, and that cursor is
 // then cut off. With no cursor attached, writers never wait.
 //
+// A cursor that is alone reads the source itself while there is something to
+// read, and the pumps stand by: a busy stream then stays on one goroutine and
+// in one processor's cache, instead of being handed over for each piece.
+//
 // The process's pumps write and one handler per cursor reads; there is no
 // goroutine here. Methods are safe for concurrent use.
 type Output struct {
@@ -62,6 +66,10 @@ type Output struct {
 	fastest int64         // how far the fastest attached cursor has read
 	room    chan struct{} // closed to make waiting writers look again; nil when none waits
 	exit    *Exit         // set once by finish
+	// driver is the cursor that reads the source, while it is the only one.
+	driver *Cursor
+	// pull reads the source into the log, without waiting. Set once before use.
+	pull func()
 }
 
 func newOutput(window int, b *Budget) *Output {
@@ -85,6 +93,9 @@ func (o *Output) reserve() <-chan struct{} {
 // hasRoom tells whether a chunk more stays within the window or can make the
 // oldest go. A writer that has room overshoots the window by one chunk at most.
 func (o *Output) hasRoom() bool {
+	if o.driver != nil && len(o.cursors) == 1 {
+		return false // it sees to it
+	}
 	return o.cost < o.limit() || o.evictable()
 }
 

@@ -222,8 +222,12 @@ func (p *Process) isSettled() bool {
 	}
 }
 
-// Kill sends SIGKILL to the whole tree, also when only descendants are left.
-// ErrFinished means that nothing was.
+// killLimit bounds the wait for killed processes to be gone. What is left then
+// sleeps uninterruptibly, and dies when it wakes.
+const killLimit = 2 * time.Second
+
+// Kill sends SIGKILL to the whole tree, also when only descendants are left,
+// and returns when it is gone. ErrFinished means that nothing was left.
 func (p *Process) Kill() error {
 	if p.group == nil {
 		// The tree before the leader, whose end would orphan its children.
@@ -238,10 +242,13 @@ func (p *Process) Kill() error {
 	if err := p.group.Kill(); err != nil {
 		return fmt.Errorf("kill process %d: %w", p.Pid(), err)
 	}
-	if populated {
-		return nil
+	if !populated {
+		return finished(leader)
 	}
-	return finished(leader)
+	if !p.group.AwaitEmpty(killLimit) {
+		return fmt.Errorf("kill process %d: some of its tree are left after %v", p.Pid(), killLimit)
+	}
+	return nil
 }
 
 // Signal sends sig to the leader; SIGKILL goes to the whole tree.

@@ -16,7 +16,7 @@ const (
 	// in bytes: the most that fs.pipe-max-size allows by default.
 	busyPipe = 1 << 20
 	// burstBytes is how much is read before the readers are woken.
-	burstBytes = 256 << 10
+	burstBytes = 128 << 10
 	// takeOver is the size of a read from which its block goes into the log as
 	// it is; smaller reads are copied and the block is used again. In bytes.
 	takeOver = blockSize / 4
@@ -55,6 +55,9 @@ func (p *pump) run() {
 	for p.reserve() {
 		ended := false
 		err := conn.Read(func(fd uintptr) bool {
+			if p.out.reserve() != nil {
+				return true // a reader has taken over meanwhile
+			}
 			var n int
 			n, ended = p.burst(fd)
 			return ended || n > 0
@@ -99,10 +102,24 @@ func (p *pump) setWaiting(w bool) {
 	p.ring()
 }
 
-// burst reads what is there, within reason and as long as there is room for
-// it in the log.
+// pull reads what is there without waiting, for a reader that drives. The end
+// is left for run to find.
+func (p *pump) pull() {
+	conn, err := p.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	read := 0
+	_ = conn.Control(func(fd uintptr) { read, _ = p.burst(fd) }) // fails when closed: nothing to read
+	if read > 0 {
+		p.ring()
+	}
+}
+
+// burst reads what is there, within reason. The log may exceed its window by
+// as much.
 func (p *pump) burst(fd uintptr) (n int, ended bool) {
-	for n < burstBytes && (n == 0 || p.out.reserve() == nil) {
+	for n < burstBytes {
 		got, err := p.once(fd)
 		n += max(got, 0)
 		switch {

@@ -202,6 +202,12 @@ func (p *Process) connect(files *stdio) {
 		add(Stderr, files.stderr)
 	}
 	p.open = len(p.pumps)
+	pumps := p.pumps
+	p.out.pull = func() {
+		for _, pump := range pumps {
+			pump.pull()
+		}
+	}
 	for _, pump := range p.pumps {
 		p.table.wg.Go(func() {
 			pump.run()

@@ -19,10 +19,6 @@ import (
 // where there are no cgroups.
 const markName = "ENVD_COMMAND"
 
-// killTreeLimit bounds a kill without cgroups. What is left then forks faster
-// than we look, or sleeps uninterruptibly.
-const killTreeLimit = 2 * time.Second
-
 // tree names a command and everything it started, where no cgroup does. Its
 // members are the leader, who is in the leader's session, who carries the mark
 // in the environment, and the descendants of all these. A process that has shed
@@ -43,12 +39,12 @@ type task struct {
 // killTree kills the members of t and returns how many there were. They are
 // all stopped first, so that none forks away from under the killing.
 func killTree(t tree) (killed int, err error) {
-	limit := time.Now().Add(killTreeLimit)
+	limit := time.Now().Add(killLimit)
 	seen := make(map[task]bool)
 	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
 		for fresh := true; fresh; {
 			if time.Now().After(limit) {
-				return len(seen), fmt.Errorf("kill tree of %d: members left after %v", t.leader, killTreeLimit)
+				return len(seen), fmt.Errorf("kill tree of %d: members left after %v", t.leader, killLimit)
 			}
 			fresh = false
 			for _, m := range t.members(scan()) {
