@@ -37,8 +37,9 @@ type client struct {
 	conn  net.Conn
 	in    *bufio.Reader
 	out   []byte
-	left  int // bytes left in the current chunk
-	taken int // bytes to discard from in: the last message
+	left  int  // bytes left in the current chunk
+	whole bool // the body has a length: it is all one chunk
+	taken int  // bytes to discard from in: the last message
 	split []byte
 }
 
@@ -69,9 +70,9 @@ func (c *client) open(procedure string, enveloped []byte) error {
 		return err
 	}
 	length, err := c.headers()
-	if err == nil && length >= 0 {
-		err = errors.New("answer is not chunked")
-	}
+	// A server may give the length of a body that it has whole.
+	c.whole = length >= 0
+	c.left = max(length, 0)
 	return err
 }
 
@@ -207,6 +208,9 @@ func (c *client) drop() {
 // nextChunk reads the line before a chunk's bytes, and the line end after the
 // chunk before it, if any.
 func (c *client) nextChunk() error {
+	if c.whole {
+		return fmt.Errorf("read body: %w", io.ErrUnexpectedEOF)
+	}
 	for {
 		line, err := c.in.ReadSlice('\n')
 		if err != nil {
@@ -231,6 +235,9 @@ func (c *client) nextChunk() error {
 // be used again.
 func (c *client) lastChunk() error {
 	c.drop()
+	if c.whole && c.left == 0 {
+		return nil
+	}
 	const tail = "\r\n0\r\n\r\n"
 	p, err := c.in.Peek(len(tail))
 	if err != nil || string(p) != tail {
