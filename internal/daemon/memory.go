@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -58,6 +59,7 @@ func trim() {
 		sum += s.Value.Uint64()
 	}
 	if sum >= worthReturning {
+		runtime.GC() // pools keep what they hold through one collection
 		debug.FreeOSMemory()
 	}
 }

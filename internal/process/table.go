@@ -368,6 +368,10 @@ func (t *Table) forgetLocked(p *Process) {
 		}
 	}
 	t.budget.forget(p.out)
+	if len(t.all) == 0 {
+		// Maps do not shrink by themselves.
+		t.all, t.pids, t.tags = make(map[uint64]*Process), make(map[int]*Process), make(map[string][]*Process)
+	}
 }
 
 // closeGrace is what Close gives killed trees to be gone and their output to
