@@ -26,6 +26,13 @@ func everyDaemon(t *testing.T, test func(t *testing.T, d *daemon)) {
 	}
 }
 
+// oneDaemon runs a test with the first daemon, for what has nothing to do with
+// commands.
+func oneDaemon(t *testing.T, test func(t *testing.T, d *daemon)) {
+	t.Parallel()
+	test(t, daemons[0])
+}
+
 // request makes one HTTP request.
 func request(t *testing.T, hc *http.Client, method, url, body string, headers ...string) (*http.Response, string) {
 	t.Helper()

@@ -47,6 +47,7 @@ const (
 // daemon is a running daemon. Those that TestMain started have a process.
 type daemon struct {
 	name     string
+	program  string // "" for the one that TestMain built
 	base     string // URL
 	features []string
 
@@ -187,7 +188,11 @@ func (d *daemon) start(flags ...string) error {
 	if root == "" {
 		root = "/nonexistent"
 	}
-	d.cmd = exec.Command(program, append([]string{"--isnotfc", "--port", "0", "--cgroup-root", root}, flags...)...)
+	path := d.program
+	if path == "" {
+		path = program
+	}
+	d.cmd = exec.Command(path, append([]string{"--isnotfc", "--port", "0", "--cgroup-root", root}, flags...)...)
 	// Nothing of this may reach a command.
 	d.cmd.Env = append(os.Environ(), "ENVD_WIRE_SECRET=leaked")
 	r, w, err := os.Pipe()
