@@ -14,8 +14,8 @@ FUZZTIME = 10s
 TOOL = go tool -modfile=$(CURDIR)/tools/go.mod
 # This module and those of tests, which need what the daemon shall not.
 MODULES = . $(patsubst %/go.mod,%,$(wildcard test/*/go.mod))
-# $(call each,COMMAND) runs COMMAND in every module, and stops at a failure.
-each = @for m in $(MODULES); do echo "$$m: $(1)"; (cd $$m && $(1)) || exit; done
+# $(call each,COMMAND) runs COMMAND in every module, also after it failed in one.
+each = @code=0; for m in $(MODULES); do echo "$$m: $(1)"; (cd $$m && $(1)) || code=1; done; exit $$code
 
 # safe.directory, because a clone may belong to another user than root.
 COMMIT = $(shell git --no-optional-locks -c safe.directory='*' describe --always --dirty --abbrev=40 --exclude='*' 2>/dev/null || echo unknown)
