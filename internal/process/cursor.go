@@ -109,8 +109,9 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	defer o.mu.Unlock()
 	c.release()
 	if c.drive() {
+		pull := o.pull
 		o.mu.Unlock()
-		o.pull()
+		pull()
 		o.mu.Lock()
 	}
 
@@ -127,7 +128,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 		}
 	}
 	if len(c.kept) == 0 && c.at < o.start {
-		if len(c.chunks) == 0 {
+		if len(c.chunks) == 0 && b.Gap == nil {
 			return b, &TooSlowError{Offset: c.at}
 		}
 	} else if len(c.kept) == 0 && room > 0 && c.at < min(o.end, c.until) {
@@ -137,7 +138,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	if len(c.kept) == 0 && c.at >= c.until {
 		b.End = o.exit
 	}
-	if len(c.chunks) > 0 {
+	if len(c.chunks) > 0 || b.Gap != nil {
 		c.ring() // there may be more
 	} else if o.driver == c {
 		o.driver = nil
@@ -150,7 +151,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 // and nobody else does.
 func (c *Cursor) drive() bool {
 	o := c.o
-	if len(o.cursors) != 1 || o.pull == nil || o.exit != nil || len(c.kept) > 0 || c.at < o.end {
+	if len(o.cursors) != 1 || o.pull == nil || len(c.kept) > 0 || c.at < o.end {
 		return false
 	}
 	o.driver = c

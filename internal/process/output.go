@@ -68,7 +68,8 @@ type Output struct {
 	exit    *Exit         // set once by finish
 	// driver is the cursor that reads the source, while it is the only one.
 	driver *Cursor
-	// pull reads the source into the log, without waiting. Set once before use.
+	// pull reads the source into the log, without waiting; nil once the leader
+	// is gone.
 	pull func()
 }
 
@@ -99,14 +100,11 @@ func (o *Output) hasRoom() bool {
 	return o.cost < o.limit() || o.evictable()
 }
 
-// evictable tells whether there is an oldest chunk and the fastest attached
-// cursor, if there is one, has read it.
+// evictable tells whether the fastest attached cursor, if there is one, has
+// read the oldest chunk, if there is one.
 func (o *Output) evictable() bool {
 	first := o.chunks.first()
-	if first == nil {
-		return len(o.cursors) == 0
-	}
-	return len(o.cursors) == 0 || first.end() <= o.fastest
+	return first == nil || len(o.cursors) == 0 || first.end() <= o.fastest
 }
 
 func (o *Output) limit() int {
@@ -198,6 +196,15 @@ func (o *Output) moved() {
 		close(o.room)
 		o.room = nil
 	}
+}
+
+// leaderGone leaves the source to the pumps from now on: a reader that does not
+// go on must not keep them from finding the end.
+func (o *Output) leaderGone() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.pull, o.driver = nil, nil
+	o.moved()
 }
 
 // finish records how the process ended. Cursors yield what came before and

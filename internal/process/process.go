@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -42,7 +43,9 @@ type Process struct {
 	open     int      // pumps that have not ended
 	timedOut bool     // the timeout killed the tree
 	exit     *Exit    // set once the end is in the log
-	left     bool     // the group still has processes
+	left     bool     // the end is being recorded, or the group still has processes
+	tty      *os.File // the child's side of the terminal; nil without, and after the exit
+	over     bool     // no timers any more
 	stops    []func() // of timers
 }
 
@@ -83,6 +86,7 @@ func (p *Process) Exit() *Exit {
 // leaderExited takes the process from running to exited. The reaper calls it.
 func (p *Process) leaderExited() {
 	p.closeInput()
+	p.out.leaderGone()
 	close(p.exited)
 	p.mu.Lock()
 	open := p.open
@@ -128,17 +132,19 @@ func (p *Process) finish(outputOpen bool) {
 	}
 	exit.OutputOpen, exit.TimedOut = outputOpen, p.timedOut
 	p.exit = &exit
-	p.left = p.group != nil
+	p.left = true
 	p.mu.Unlock()
 	p.out.finish(exit)
 	p.table.ended(p)
 	if p.group != nil {
 		p.group.Release(p.groupGone)
+		return
 	}
-	p.settle()
+	p.groupGone()
 }
 
-// groupGone says that the last process of the group has ended.
+// groupGone says that the end is recorded and the last process of the group, if
+// there is one, has ended.
 func (p *Process) groupGone() {
 	p.mu.Lock()
 	p.left = false
@@ -156,25 +162,28 @@ func (p *Process) settle() {
 	p.pumps = nil
 	close(p.settled)
 	p.mu.Unlock()
-	p.stopTimers()
+	if p.group != nil {
+		p.stopTimers()
+	} // else KillAfter may have descendants to find still
 	p.table.settled(p)
 }
 
+// stopTimers ends the timers for good.
 func (p *Process) stopTimers() {
 	p.mu.Lock()
 	stops := p.stops
-	p.stops = nil
+	p.stops, p.over = nil, true
 	p.mu.Unlock()
 	for _, stop := range stops {
 		stop()
 	}
 }
 
-// after calls f after d, unless the process is settled first.
+// after calls f after d, unless stopTimers comes first.
 func (p *Process) after(d time.Duration, f func()) {
 	stop := p.table.after(d, f)
 	p.mu.Lock()
-	over := p.isSettled()
+	over := p.over
 	if !over {
 		p.stops = append(p.stops, stop)
 	}
@@ -274,7 +283,24 @@ func finished(err error) error {
 
 // tree says how to find the descendants without cgroups.
 func (p *Process) tree() tree {
-	return tree{leader: p.Pid(), leaderGone: !p.Running(), mark: p.mark}
+	return tree{leader: p.Pid(), mark: p.mark, gone: func() bool {
+		select {
+		case <-p.child.Done():
+			return true
+		default:
+			return false
+		}
+	}}
+}
+
+// giveUp ends the pumps, whoever holds the output open.
+func (p *Process) giveUp() {
+	p.mu.Lock()
+	pumps := p.pumps
+	p.mu.Unlock()
+	for _, pump := range pumps {
+		pump.interrupt()
+	}
 }
 
 // WriteStdin writes to standard input, WriteTerminal to the terminal. Both
@@ -324,7 +350,8 @@ func (p *Process) CloseStdin() error {
 	return p.input.close()
 }
 
-// closeInput ends the input with the leader. The terminal is its pump's.
+// closeInput ends the input with the leader. The terminal is its pump's, which
+// ends once we and all others have closed the other side.
 func (p *Process) closeInput() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -332,6 +359,10 @@ func (p *Process) closeInput() {
 		_ = p.input.close()
 	}
 	p.input = nil
+	if p.tty != nil {
+		_ = p.tty.Close()
+		p.tty = nil
+	}
 }
 
 // Resize changes the size of the terminal; SIGWINCH follows.

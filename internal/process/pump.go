@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -175,6 +176,12 @@ func (p *pump) progress() (read int64, waiting bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.read, p.waiting
+}
+
+// interrupt makes run give up while it waits for input. Once quit is closed, it
+// does not wait for room either.
+func (p *pump) interrupt() {
+	_ = p.file.SetReadDeadline(time.Unix(1, 0)) // long past; closed is fine
 }
 
 func (p *pump) ended() bool {

@@ -33,10 +33,12 @@ type StartError struct {
 }
 
 func (e *StartError) Error() string {
-	if e.Err == nil {
-		return e.Text
+	text := e.Text
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
 	}
-	return e.Text + ": " + e.Err.Error()
+	// A path or a name may contain them.
+	return strings.ReplaceAll(text, "not found", "not-found")
 }
 
 func (e *StartError) Unwrap() error { return e.Err }
@@ -48,6 +50,7 @@ func (s *Spec) find() (string, error) {
 		return s.Name, s.runnable(s.Name)
 	}
 	var refused error
+	forbidden := ""
 	for _, dir := range filepath.SplitList(s.lookup("PATH")) {
 		if dir == "" {
 			dir = "."
@@ -56,13 +59,17 @@ func (s *Spec) find() (string, error) {
 		if !filepath.IsAbs(path) {
 			path = "./" + path // exec takes it from Dir, not from PATH
 		}
-		err := s.runnable(path)
-		if err == nil {
+		switch err := s.runnable(path); {
+		case err == nil && (s.User.UID == 0 || s.mayEnter(s.abs(dir))):
 			return path, nil
-		}
-		if errors.Is(err, fs.ErrPermission) {
+		case err == nil && forbidden == "":
+			forbidden = path
+		case errors.Is(err, fs.ErrPermission):
 			refused = err
 		}
+	}
+	if forbidden != "" {
+		return forbidden, nil // exec has the last word
 	}
 	if refused != nil {
 		return "", refused
@@ -73,12 +80,8 @@ func (s *Spec) find() (string, error) {
 // runnable tells early what exec would refuse. It looks at the file alone:
 // whether the user can get there, exec itself finds out.
 func (s *Spec) runnable(path string) error {
-	abs := path
-	if !filepath.IsAbs(abs) {
-		abs = filepath.Join(s.Dir, abs)
-	}
 	var st unix.Stat_t
-	switch err := unix.Stat(abs, &st); {
+	switch err := unix.Stat(s.abs(path), &st); {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return &StartError{Kind: NoCommand, Text: fmt.Sprintf("no such command: %s", path), Err: err}
 	case err != nil:
@@ -91,6 +94,14 @@ func (s *Spec) runnable(path string) error {
 		}
 	}
 	return nil
+}
+
+// abs is path as the program sees it.
+func (s *Spec) abs(path string) string {
+	if filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(s.Dir, path)
 }
 
 // mayExecute judges by the mode alone, as the kernel does without ACLs; root
@@ -126,6 +137,9 @@ func (s *Spec) checkDir() error {
 // startError makes sense of what the reaper's Start returned.
 func (s *Spec) startError(path string, err error) error {
 	kind, text := Internal, "start "+path
+	if e, ok := errors.AsType[*StartError](err); ok {
+		return e
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		// The file is there: what is missing is its interpreter.
@@ -133,7 +147,7 @@ func (s *Spec) startError(path string, err error) error {
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		kind, text = Permission, fmt.Sprintf("not executable: %s", path)
 		// chdir comes after the change of user.
-		if !s.mayEnterDir() {
+		if !s.mayEnter(s.Dir) {
 			text = fmt.Sprintf("cwd %s is forbidden to the user", s.Dir)
 		}
 	case errors.Is(err, unix.ENOEXEC), errors.Is(err, unix.ELIBBAD):
@@ -150,10 +164,10 @@ func (s *Spec) startError(path string, err error) error {
 	return &StartError{Kind: kind, Text: text, Err: err}
 }
 
-// mayEnterDir judges by the modes on the way to Dir. It only chooses between
-// two error texts.
-func (s *Spec) mayEnterDir() bool {
-	for dir := filepath.Clean(s.Dir); ; dir = filepath.Dir(dir) {
+// mayEnter judges by the modes on the way to dir, which is absolute. The kernel
+// knows better: this chooses between candidates and between error texts.
+func (s *Spec) mayEnter(dir string) bool {
+	for dir = filepath.Clean(dir); ; dir = filepath.Dir(dir) {
 		var st unix.Stat_t
 		if unix.Stat(dir, &st) != nil || s.User.UID != 0 && !s.mayExecute(&st) {
 			return false

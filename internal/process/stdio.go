@@ -71,6 +71,18 @@ func resize(master *os.File, size Size) error {
 	return errors.Join(ctlErr, err)
 }
 
+// takeTTY takes the child's side of the terminal over. As long as we have it
+// open, a program that closes its terminal does not end it: the kernel would
+// report EIO to the master and, once that is closed, hang the program up.
+func (s *stdio) takeTTY() *os.File {
+	if s.master == nil {
+		return nil
+	}
+	tty := s.child[0]
+	s.child = [3]*os.File{}
+	return tty
+}
+
 func (s *stdio) closeChild() {
 	for i, f := range s.child {
 		if f != nil && (i == 0 || f != s.child[0]) {

@@ -131,21 +131,26 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Curso
 	}
 	started := time.Now()
 	child, err := t.reaper.Start(cmd)
-	files.closeChild()
 	if err != nil {
+		files.closeChild()
 		files.closeOurs()
 		if group != nil {
+			if group.Removed() {
+				err = &StartError{Kind: Internal, Text: "somebody removed the command group", Err: err}
+			}
 			group.Release(func() {})
 		}
 		return nil, nil, spec.startError(path, err)
 	}
+	tty := files.takeTTY()
+	files.closeChild()
 	p := &Process{
 		Label: spec.Label, Tag: spec.Tag, HasTag: spec.HasTag, Started: started,
 		serial: serial, table: t, child: child, group: group, mark: mark,
-		terminal: spec.Terminal != nil,
-		out:      newOutput(t.cfg.Window, t.budget),
-		exited:   make(chan struct{}),
-		settled:  make(chan struct{}),
+		terminal: spec.Terminal != nil, tty: tty,
+		out:     newOutput(t.cfg.Window, t.budget),
+		exited:  make(chan struct{}),
+		settled: make(chan struct{}),
 	}
 	cursor, _ := p.Attach(0) // never beyond the end
 	p.connect(files)
@@ -156,6 +161,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Curso
 	child.AfterExit(p.leaderExited)
 	if closing {
 		_ = p.Kill() // Close did not see it
+		p.giveUp()
 	}
 	return p, cursor, nil
 }
@@ -346,7 +352,14 @@ func (t *Table) expire() {
 func (t *Table) settled(p *Process) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if time.Since(p.endedAt) >= t.cfg.Retain {
+	switch {
+	case t.all[p.serial] != p || time.Since(p.endedAt) < t.cfg.Retain:
+	case p.group == nil:
+		// Who let go of the output may live on: expire looks for it.
+		p.endedAt = time.Now()
+		t.expiry = append(t.expiry, p)
+		t.armLocked()
+	default:
 		t.forgetLocked(p)
 	}
 }
@@ -368,6 +381,7 @@ func (t *Table) forgetLocked(p *Process) {
 		}
 	}
 	t.budget.forget(p.out)
+	p.stopTimers()
 	if len(t.all) == 0 {
 		// Maps do not shrink by themselves.
 		t.all, t.pids, t.tags = make(map[uint64]*Process), make(map[int]*Process), make(map[string][]*Process)
@@ -417,8 +431,9 @@ func (t *Table) Close(ctx context.Context) {
 		}
 	}
 	close(t.quit)
-	for _, p := range list {
+	for _, p := range t.List(true) {
 		p.stopTimers()
+		p.giveUp()
 	}
 	t.wg.Wait()
 }

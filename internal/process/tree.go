@@ -19,50 +19,64 @@ import (
 // where there are no cgroups.
 const markName = "ENVD_COMMAND"
 
+// stopLimit bounds stopping what is to be killed without cgroups. What forks
+// faster than we look is killed running.
+const stopLimit = killLimit / 2
+
 // tree names a command and everything it started, where no cgroup does. Its
 // members are the leader, who is in the leader's session, who carries the mark
 // in the environment, and the descendants of all these. A process that has shed
 // all three (double fork, setsid, cleared environment) has escaped.
 type tree struct {
-	leader     int
-	leaderGone bool // the number may be another's now
-	mark       string
+	leader int
+	// gone tells whether the leader was reaped: its number may be another's
+	// then. It is asked after the processes were listed.
+	gone func() bool
+	mark string
+}
+
+// taskID names a process for good.
+type taskID struct {
+	pid     int
+	started string // in clock ticks since boot: tells reused pids apart
 }
 
 // task is a process as /proc shows it.
 type task struct {
-	pid, parent, session int
-	started              string // in clock ticks since boot: tells reused pids apart
-	zombie               bool
+	taskID
+
+	parent, session int
+	zombie          bool
 }
 
 // killTree kills the members of t and returns how many there were. They are
 // all stopped first, so that none forks away from under the killing.
 func killTree(t tree) (killed int, err error) {
-	limit := time.Now().Add(killLimit)
-	seen := make(map[task]bool)
-	for _, sig := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} {
-		for fresh := true; fresh; {
-			if time.Now().After(limit) {
-				return len(seen), fmt.Errorf("kill tree of %d: members left after %v", t.leader, killLimit)
-			}
-			fresh = false
-			for _, m := range t.members(scan()) {
-				if sig == unix.SIGSTOP && seen[m] {
-					continue
-				}
-				fresh = true
-				seen[m] = true
-				if err := m.signal(sig); err != nil {
-					return len(seen), err
-				}
-			}
-			if sig == unix.SIGKILL && fresh {
-				time.Sleep(time.Millisecond) // death takes a moment
+	began := time.Now()
+	seen := make(map[taskID]bool)
+	for fresh := true; fresh && time.Since(began) < stopLimit; {
+		fresh = false
+		for _, m := range t.members(scan()) {
+			if !seen[m.taskID] {
+				fresh, seen[m.taskID] = true, true
+				_ = m.signal(unix.SIGSTOP) // the kill will show what is wrong
 			}
 		}
 	}
-	return len(seen), nil
+	for time.Since(began) < killLimit {
+		left := t.members(scan())
+		if len(left) == 0 {
+			return len(seen), nil
+		}
+		for _, m := range left {
+			seen[m.taskID] = true
+			if err := m.signal(unix.SIGKILL); err != nil {
+				return len(seen), err
+			}
+		}
+		time.Sleep(time.Millisecond) // death takes a moment
+	}
+	return len(seen), fmt.Errorf("kill tree of %d: members left after %v", t.leader, killLimit)
 }
 
 // signal signals the task unless its pid is another's by now.
@@ -89,12 +103,13 @@ func (t tree) members(sys *snapshot) []task {
 	all := sys.tasks
 	in := make(map[int]bool)
 	_, exists := all[t.leader]
-	if !t.leaderGone && exists {
+	leaderGone := t.gone()
+	if !leaderGone && exists {
 		in[t.leader] = true
 	}
 	// The kernel does not reuse a number while it names a session. A process
 	// with the number of a leader that is gone means that the session is, too.
-	sessionValid := !t.leaderGone || !exists
+	sessionValid := !leaderGone || !exists
 	for pid, k := range all {
 		if sessionValid && k.session == t.leader || t.mark != "" && sys.mark(pid) == t.mark {
 			in[pid] = true
@@ -193,5 +208,5 @@ func parseStat(pid int, s string) (task, bool) {
 		return task{}, false
 	}
 	dead := f[0] == "Z" || f[0] == "X"
-	return task{pid: pid, parent: parent, session: session, started: f[19], zombie: dead}, true
+	return task{taskID: taskID{pid: pid, started: f[19]}, parent: parent, session: session, zombie: dead}, true
 }
