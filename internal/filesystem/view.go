@@ -1,0 +1,52 @@
+package filesystem
+
+import "github.com/wrenn/envd/internal/linux"
+
+// User is whom a request acts for.
+type User struct {
+	UID, GID uint32
+	Groups   []uint32 // supplementary
+	Home     string   // empty: the root directory
+	Workdir  string   // what the empty path means; empty: the home
+}
+
+// Names turns ids into names, or into "" where there is none. Calls need not
+// be cheap: one operation asks once for each id.
+type Names interface {
+	UserName(uid uint32) string
+	GroupName(gid uint32) string
+}
+
+// View is the filesystem for one user's request. Do not change it once it is
+// in use.
+type View struct {
+	User  User
+	Names Names // nil: owners are shown as numbers
+
+	// Confined limits the view to what the user itself may do. Root may do
+	// everything.
+	Confined bool
+}
+
+// Do runs fn, on this goroutine, with the reach of the view. The methods do so
+// themselves. A caller that streams a File wraps the whole transfer: some files
+// of /proc check the reader at each read. Calls may nest.
+func (v *View) Do(fn func() error) error {
+	if !v.limited() {
+		return fn()
+	}
+	return linux.DoAs(linux.FSIdentity{UID: v.User.UID, GID: v.User.GID, Groups: v.User.Groups}, fn)
+}
+
+// owned runs fn so that what it makes belongs to the user from the start, and
+// no moment is left in which another directory could be given to the user in
+// place of the new one. It is called inside Do.
+func (v *View) owned(fn func() error) error {
+	if v.limited() {
+		return fn()
+	}
+	return linux.DoAs(linux.FSIdentity{UID: v.User.UID, GID: v.User.GID, KeepCapabilities: true}, fn)
+}
+
+// limited says whether the user's rights are less than the daemon's.
+func (v *View) limited() bool { return v.Confined && v.User.UID != 0 }
