@@ -1,0 +1,98 @@
+package filesystem
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Compose makes the file at destination the concatenation of the regular files
+// at sources, in order, and removes those. The destination is seen whole,
+// before or after; an existing one keeps mode and owner. Nothing is removed
+// unless the destination is complete. No source, no destination, or a source
+// that is the destination is ErrInvalid.
+func (v *View) Compose(destination string, sources []string, m Metadata) (e Entry, err error) {
+	if len(sources) == 0 {
+		return Entry{}, fmt.Errorf("%w: no files to compose", ErrInvalid)
+	}
+	if destination, err = v.User.resolveNamed(destination); err != nil {
+		return Entry{}, err
+	}
+	paths := make([]string, len(sources))
+	for i, source := range sources {
+		if paths[i], err = v.User.resolveNamed(source); err != nil {
+			return Entry{}, err
+		}
+	}
+	if err := m.Validate(); err != nil {
+		return Entry{}, err
+	}
+	err = v.Do(func() error {
+		e, err = v.compose(destination, paths, m)
+		return failed("compose", destination, err)
+	})
+	return e, err
+}
+
+func (v *View) compose(destination string, sources []string, m Metadata) (Entry, error) {
+	total, err := composedSize(destination, sources)
+	if err != nil {
+		return Entry{}, err
+	}
+	s, err := v.stage(destination, total, m)
+	if err != nil {
+		return Entry{}, err
+	}
+	for _, source := range sources {
+		if err := s.append(source); err != nil {
+			return Entry{}, s.discard(err)
+		}
+	}
+	e, err := v.entryOf(s.File, destination)
+	if err != nil {
+		return Entry{}, s.discard(err)
+	}
+	if err := s.commit(); err != nil {
+		return Entry{}, err
+	}
+	for _, source := range sources {
+		if err := os.Remove(source); err != nil && !errors.Is(err, unix.ENOENT) {
+			return Entry{}, failed("remove composed source", source, err)
+		}
+	}
+	return e, nil
+}
+
+// composedSize checks all sources before any is read, and adds them up.
+func composedSize(destination string, sources []string) (total int64, err error) {
+	var dst unix.Stat_t
+	exists := unix.Stat(destination, &dst) == nil
+	for _, source := range sources {
+		var st unix.Stat_t
+		if err := unix.Stat(source, &st); err != nil {
+			return 0, failed("compose from", source, err)
+		}
+		if err := checkRegular(st.Mode); err != nil {
+			return 0, failed("compose from", source, err)
+		}
+		if source == destination || exists && st.Dev == dst.Dev && st.Ino == dst.Ino {
+			return 0, failed("compose from", source, fmt.Errorf("%w: source is the destination", ErrInvalid))
+		}
+		total += st.Size
+	}
+	return total, nil
+}
+
+// append copies the file at path to the end of s, inside the kernel where the
+// filesystem can (copy_file_range(2)).
+func (s *staged) append(path string) error {
+	src, err := openFile(path)
+	if err != nil {
+		return failed("compose from", path, err)
+	}
+	defer src.Close()
+	_, err = s.ReadFrom(src.File)
+	return err
+}
