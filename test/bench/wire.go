@@ -30,6 +30,9 @@ const (
 	endFlag = 2
 )
 
+// errCutOff means that the daemon took the reader for too slow.
+var errCutOff = errors.New("stream cut off")
+
 // client is one kept-alive HTTP/1.1 connection that speaks Connect binary. It
 // has one exchange at a time and does not copy what it reads: a message is
 // valid until the next call. One goroutine uses it.
@@ -156,6 +159,9 @@ func (c *client) message() ([]byte, error) {
 	msg, err := c.take(size)
 	if err != nil || flags&endFlag == 0 {
 		return msg, err
+	}
+	if bytes.Contains(msg, []byte(`"code":"aborted"`)) {
+		return nil, fmt.Errorf("%w: %s", errCutOff, msg)
 	}
 	if bytes.Contains(msg, []byte(`"error"`)) {
 		return nil, fmt.Errorf("stream ended: %s", msg)
