@@ -1,0 +1,247 @@
+package filesystem
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
+)
+
+// copyTree copies what is at source to the new name destination.
+func (v *View) copyTree(source, destination string) error {
+	from, err := linux.OpenAt(unix.AT_FDCWD, filepath.Dir(source), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(from)
+	to, err := linux.OpenAt(unix.AT_FDCWD, filepath.Dir(destination), unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	c := treeCopy{to: to, root: filepath.Base(destination), made: make(map[inode]string), lenient: v.limited()}
+	return c.copy(from, filepath.Base(source), to, c.root, c.root)
+}
+
+// inode identifies a file on this machine.
+type inode struct{ dev, ino uint64 }
+
+// treeCopy copies a tree that may have several names for one file.
+type treeCopy struct {
+	to   int    // directory that the copy is made in
+	root string // and its name there
+
+	// made are the files with several names that are copied, as paths in to.
+	made map[inode]string
+
+	// lenient leaves owners that the thread may not give away.
+	lenient bool
+}
+
+// copy copies the file name in from to newName in to, which is path from the
+// root of the copy.
+func (c *treeCopy) copy(from int, name string, to int, newName, path string) error {
+	var st unix.Stat_t
+	if err := statAt(from, name, &st); err != nil {
+		return inTree(name, err)
+	}
+	kind := st.Mode & unix.S_IFMT
+	id := inode{st.Dev, st.Ino}
+	if first, ok := c.made[id]; ok {
+		return inTree(name, unix.Linkat(c.to, first, to, newName, 0))
+	}
+	var err error
+	switch kind {
+	case unix.S_IFDIR:
+		err = c.directory(from, name, to, newName, path, &st)
+	case unix.S_IFREG:
+		err = c.regular(from, name, to, newName, &st)
+	case unix.S_IFLNK:
+		err = c.symlink(from, name, to, newName, &st)
+	default:
+		if err = unix.Mknodat(to, newName, st.Mode, int(st.Rdev)); err == nil {
+			err = c.attributesAt(to, newName, &st)
+		}
+	}
+	if err == nil && kind != unix.S_IFDIR && st.Nlink > 1 {
+		c.made[id] = path
+	}
+	return inTree(name, err)
+}
+
+func (c *treeCopy) directory(from int, name string, to int, newName, path string, st *unix.Stat_t) error {
+	if len(path) > pathMax {
+		return unix.ENAMETOOLONG // and two descriptors are held for each level
+	}
+	src, err := openDir(from, name, unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	// Nobody else looks in before modes and owners are right.
+	if err := unix.Mkdirat(to, newName, 0o700); err != nil {
+		return err
+	}
+	dst, err := openDir(to, newName, unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	names, err := sortedNames(src)
+	if err != nil {
+		return err
+	}
+	for _, child := range names {
+		err := c.copy(int(src.Fd()), child, int(dst.Fd()), child, path+"/"+child)
+		if errors.Is(err, unix.ENOENT) && !exists(int(src.Fd()), child) {
+			continue // vanished meanwhile
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return c.attributes(int(dst.Fd()), int(src.Fd()), st)
+}
+
+func exists(dirfd int, name string) bool {
+	var st unix.Stat_t
+	return statAt(dirfd, name, &st) == nil
+}
+
+func (c *treeCopy) regular(from int, name string, to int, newName string, st *unix.Stat_t) error {
+	src, err := openRegular(from, name)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	fd, err := linux.OpenAt(to, newName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	dst := os.NewFile(uintptr(fd), newName)
+	err = copyData(dst, src, st.Size)
+	if err == nil {
+		err = c.attributes(int(dst.Fd()), int(src.Fd()), st)
+	}
+	if closed := dst.Close(); err == nil {
+		err = closed
+	}
+	return err
+}
+
+func (c *treeCopy) symlink(from int, name string, to int, newName string, st *unix.Stat_t) error {
+	target, err := readLink(from, name)
+	if err != nil {
+		return err
+	}
+	if err := unix.Symlinkat(target, to, newName); err != nil {
+		return err
+	}
+	return c.attributesAt(to, newName, st)
+}
+
+// attributes gives the open file dst what src has, which st describes. The
+// order matters: a new owner clears set-ID bits and file capabilities, and
+// everything changes times.
+func (c *treeCopy) attributes(dst, src int, st *unix.Stat_t) error {
+	mode, err := c.own(st, func() error { return unix.Fchown(dst, int(st.Uid), int(st.Gid)) })
+	if err != nil {
+		return err
+	}
+	if err := copyXattrs(dst, src, func(string) bool { return true }); err != nil {
+		return err
+	}
+	if err := unix.Fchmod(dst, mode); err != nil {
+		return err
+	}
+	return setTimes(dst, "", unix.AT_EMPTY_PATH, st)
+}
+
+// attributesAt is attributes for what cannot be opened: links and special files.
+func (c *treeCopy) attributesAt(to int, name string, st *unix.Stat_t) error {
+	mode, err := c.own(st, func() error {
+		return unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
+	})
+	if err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		if err := unix.Fchmodat(to, name, mode, 0); err != nil {
+			return err
+		}
+	}
+	return setTimes(to, name, unix.AT_SYMLINK_NOFOLLOW, st)
+}
+
+// own runs chown and says which mode fits the owner: the set-ID bits go with
+// an owner who could not be kept.
+func (c *treeCopy) own(st *unix.Stat_t, chown func() error) (mode uint32, err error) {
+	err = chown()
+	if c.lenient && errors.Is(err, unix.EPERM) {
+		return st.Mode & 0o1777, nil
+	}
+	return st.Mode & 0o7777, err
+}
+
+func setTimes(dirfd int, name string, flags int, st *unix.Stat_t) error {
+	return unix.UtimesNanoAt(dirfd, name, []unix.Timespec{st.Atim, st.Mtim}, flags)
+}
+
+// copyData copies size bytes and keeps the holes between them.
+func copyData(dst, src *os.File, size int64) error {
+	for off := int64(0); off < size; {
+		data, err := src.Seek(off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break // a hole up to the end
+		}
+		if err != nil {
+			return err
+		}
+		hole, err := src.Seek(data, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if off, err = copyPart(dst, src, data, min(hole, size)); err != nil {
+			return err
+		}
+	}
+	return dst.Truncate(size)
+}
+
+// copyPart copies the bytes from start to end. A source that got shorter
+// meanwhile is an error: the rest of it is somewhere no longer.
+func copyPart(dst, src *os.File, start, end int64) (int64, error) {
+	if _, err := src.Seek(start, io.SeekStart); err != nil {
+		return 0, err
+	}
+	if _, err := dst.Seek(start, io.SeekStart); err != nil {
+		return 0, err
+	}
+	return end, receive(dst, io.LimitReader(src, end-start), end-start)
+}
+
+// readLink is readlink(2) of name in dirfd.
+func readLink(dirfd int, name string) (string, error) {
+	var buf [pathMax]byte
+	n, err := unix.Readlinkat(dirfd, name, buf[:])
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// inTree adds the name in a tree that err is about.
+func inTree(name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		return err
+	}
+	return &fs.PathError{Op: "copy", Path: name, Err: err}
+}
