@@ -1,0 +1,202 @@
+package filesystem
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// paxXattr starts the PAX records of extended attributes, as GNU tar, bsdtar and
+// star write them.
+const paxXattr = "SCHILY.xattr."
+
+// userXattr starts the attributes that a user may set and that an archive
+// carries.
+const userXattr = "user."
+
+// Pack writes the tree below the directory at path to w as a tar archive in PAX
+// format: names relative to the directory, in the order of filepath.WalkDir;
+// modes, owners by name and number, modification times, symbolic links, further
+// names of a file as hard links, and the attributes of users, metadata among
+// them. Sockets have no place in an archive. Memory does not grow with the
+// tree, but for files that have several names.
+//
+// Nothing is written before the directory was opened. Entries that vanish are
+// left out. Anything else that cannot be read, or a file that gets shorter
+// while it is, is an error, and the archive lacks its end.
+func (v *View) Pack(w io.Writer, path string) error {
+	path, err := v.User.Resolve(path)
+	if err != nil {
+		return err
+	}
+	return v.Do(func() error {
+		dir, err := openDir(unix.AT_FDCWD, path, 0)
+		if err != nil {
+			return failed("archive", path, err)
+		}
+		defer dir.Close()
+		p := packer{w: tar.NewWriter(w), describer: v.describer(), packed: make(map[inode]string)}
+		if err := p.directory(dir, ""); err != nil {
+			return failed("archive", path, err)
+		}
+		return failed("archive", path, p.w.Close())
+	})
+}
+
+// packer writes one archive.
+type packer struct {
+	*describer
+	w *tar.Writer
+
+	// packed are the files with several names that the archive has, by the
+	// name it has them under.
+	packed map[inode]string
+}
+
+// directory packs what is in dir, whose path in the archive is prefix with a
+// slash at its end.
+func (p *packer) directory(dir *os.File, prefix string) error {
+	if len(prefix) > pathMax {
+		return unix.ENAMETOOLONG // and a descriptor is held for each level
+	}
+	names, err := sortedNames(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		err := p.entry(int(dir.Fd()), name, prefix+name)
+		if err != nil && !errors.Is(err, errVanished) {
+			return err
+		}
+	}
+	return nil
+}
+
+// errVanished is an entry that is gone before its header was written.
+var errVanished = errors.New("entry vanished")
+
+func vanished(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return errVanished
+	}
+	return err
+}
+
+// entry packs the file name in dirfd as path.
+func (p *packer) entry(dirfd int, name, path string) error {
+	var st unix.Stat_t
+	if err := statAt(dirfd, name, &st); err != nil {
+		return vanished(err)
+	}
+	h := p.header(path, &st)
+	if first, ok := p.packed[inode{st.Dev, st.Ino}]; ok {
+		h.Typeflag, h.Linkname = tar.TypeLink, first
+		return p.w.WriteHeader(h)
+	}
+	if err := p.contents(dirfd, name, h, &st); err != nil {
+		return err
+	}
+	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		p.packed[inode{st.Dev, st.Ino}] = path
+	}
+	return nil
+}
+
+// contents writes the header h of the file name, and what it holds.
+func (p *packer) contents(dirfd int, name string, h *tar.Header, st *unix.Stat_t) (err error) {
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return p.regular(dirfd, name, h)
+	case unix.S_IFDIR:
+		dir, err := openDir(dirfd, name, unix.O_NOFOLLOW)
+		if err != nil {
+			return vanished(err)
+		}
+		defer dir.Close()
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+		p.attributes(h, int(dir.Fd()))
+		if err := p.w.WriteHeader(h); err != nil {
+			return err
+		}
+		return p.directory(dir, h.Name)
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+		if h.Linkname, err = readLink(dirfd, name); err != nil {
+			return vanished(err)
+		}
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	default:
+		return nil
+	}
+	return p.w.WriteHeader(h)
+}
+
+// regular packs the bytes that the file has when it is opened. What is appended
+// later is left for the next archive.
+func (p *packer) regular(dirfd int, name string, h *tar.Header) error {
+	f, err := openRegular(dirfd, name)
+	if err != nil {
+		return vanished(err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	h.Typeflag, h.Size = tar.TypeReg, st.Size
+	p.attributes(h, int(f.Fd()))
+	if err := p.w.WriteHeader(h); err != nil {
+		return err
+	}
+	n, err := pump(p.w, io.LimitReader(f, h.Size))
+	if err == nil && n < h.Size {
+		err = fmt.Errorf("%w: %s got shorter while it was read", ErrSource, h.Name)
+	}
+	return err
+}
+
+// header is what a header has for every kind of entry.
+func (p *packer) header(path string, st *unix.Stat_t) *tar.Header {
+	return &tar.Header{
+		Format:  tar.FormatPAX, // keeps fractions of seconds
+		Name:    path,
+		Mode:    int64(st.Mode & 0o7777),
+		Uid:     int(st.Uid),
+		Gid:     int(st.Gid),
+		Uname:   owner(p.users, st.Uid, p.names, Names.UserName),
+		Gname:   owner(p.groups, st.Gid, p.names, Names.GroupName),
+		ModTime: time.Unix(st.Mtim.Unix()),
+	}
+}
+
+// attributes adds the attributes of users that the open file fd has.
+func (p *packer) attributes(h *tar.Header, fd int) {
+	path := procPath(fd)
+	_ = p.target.Each(unix.AT_FDCWD, path, func(name string) error {
+		if !strings.HasPrefix(name, userXattr) {
+			return nil
+		}
+		value, err := p.target.Value(unix.AT_FDCWD, path, name)
+		if err != nil {
+			return nil
+		}
+		if h.PAXRecords == nil {
+			h.PAXRecords = make(map[string]string)
+		}
+		h.PAXRecords[paxXattr+name] = string(value)
+		return nil
+	})
+}
