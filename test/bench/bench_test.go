@@ -18,8 +18,11 @@ func TestQuick(t *testing.T) {
 		t.Errorf("%d rows for %d figures", len(rows), len(figures))
 	}
 	for _, r := range rows {
-		// An idle daemon may well use no processor time in a second.
-		if r.ours <= 0 && r.unit != "ms/s" {
+		// An idle daemon may well use no processor time in a second, and a
+		// reader that was cut off has no speed: how that ought to be is not for
+		// this test to say.
+		measured := r.ours > 0 || r.unit == "ms/s" || r.name == besideSlow && r.floor > 0
+		if !measured {
 			t.Errorf("%s: nothing measured: %+v", r.name, r)
 		}
 	}

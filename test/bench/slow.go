@@ -18,6 +18,8 @@ const (
 	sipEvery = 100 * time.Millisecond
 )
 
+const besideSlow = "beside a 64 KB/s reader"
+
 // slowNeighbour compares the speed of a reader beside another one that takes
 // 64 KB/s with its speed alone.
 func slowNeighbour(b *bench) ([]row, error) {
@@ -46,7 +48,7 @@ func slowNeighbour(b *bench) ([]row, error) {
 			beside = append(beside, r.speed())
 		}
 	}
-	return []row{share("beside a 64 KB/s reader", "MiB/s", median(beside), median(alone), 0.9)}, nil
+	return []row{share(besideSlow, "MiB/s", median(beside), median(alone), 0.9)}, nil
 }
 
 // fastReader measures a child that begins to write when both readers are there.
