@@ -60,6 +60,7 @@ func Open(addr string, handler http.Handler, log *slog.Logger) (*Server, error) 
 			Protocols:         protocols,
 			HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 			BaseContext:       func(net.Listener) context.Context { return base },
+			ConnContext:       withConn,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 	}, nil

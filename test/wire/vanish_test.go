@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -300,37 +301,61 @@ func TestVanishWhileStarting(t *testing.T) {
 func TestVanishWhileWriting(t *testing.T) {
 	d := ownDaemon(t)
 	c := &call{t: t, d: d, kind: "connect-proto-http1", caller: newConnect(d, http1())}
-	ctx := bounded(t)
-	f := c.start(ctx, sh("echo ready; exec sleep 1000"))
-	f.until("ready")
-	before := descriptors(t, d)
-	data, err := protojson.Marshal(inputData(make([]byte, 1<<20)))
-	c.must(err)
-	start, err := protojson.Marshal(inputStart(pid(f.pid)))
-	c.must(err)
-	unary, err := protojson.Marshal(&pb.SendInputRequest{
-		Process: pid(f.pid), Input: &pb.ProcessInput{Input: &pb.ProcessInput_Stdin{Stdin: make([]byte, 1<<20)}},
-	})
-	c.must(err)
-	// One message more than is written, so that the daemon has something left
-	// to read.
-	stream := append(append(envelope(0, start), envelope(0, data)...), envelope(0, data)...)
-	for name, b := range map[string][]byte{
-		"stream": []byte(post(d, service+methodInput, "application/connect+json") + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(stream)*2, stream)),
-		"unary":  sized(post(d, service+methodSendInput, "application/json"), unary),
-	} {
-		for _, reset := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s/reset=%v", name, reset), func(t *testing.T) {
+	for _, reset := range []bool{true, false} {
+		for _, stream := range []bool{true, false} {
+			t.Run(fmt.Sprintf("stream=%v/reset=%v", stream, reset), func(t *testing.T) {
+				c := &call{t: t, d: d, kind: c.kind, caller: c.caller}
+				ctx := bounded(t)
+				f := c.start(ctx, sh("echo ready; exec sleep 1000"))
+				f.until("ready")
+				before := descriptors(t, d)
 				conn, err := net.Dial("tcp", d.addr())
 				c.must(err)
-				c.must(conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond)))
-				_, _ = conn.Write(b) // what the daemon does not take, waits
+				_, err = conn.Write(inputRequest(t, d, f.pid, stream))
+				c.must(err)
+				waitUntil(t, "the pipe is full", func() bool { return buffered(t, f.pid) == 64<<10 })
 				cut(conn.(*net.TCPConn), reset)
-				waitUntil(t, "the daemon has let go", func() bool { return descriptors(t, d) <= before+1 })
+				waitUntil(t, "the daemon has let go", func() bool { return descriptors(t, d) <= before })
+				c.must(c.signal(ctx, pid(f.pid), 9))
+				f.exit(-1)
 			})
 		}
 	}
-	c.must(c.signal(ctx, pid(f.pid), 9))
-	f.exit(-1)
-	clean(t, d, before)
+}
+
+// inputRequest is a request that writes 256 KiB to a process, and promises
+// more when it is a stream.
+func inputRequest(t *testing.T, d *daemon, to uint32, stream bool) []byte {
+	t.Helper()
+	marshal := func(m proto.Message) []byte {
+		b, err := protojson.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	data := make([]byte, 256<<10)
+	if !stream {
+		return sized(post(d, service+methodSendInput, "application/json"), marshal(&pb.SendInputRequest{
+			Process: pid(to), Input: &pb.ProcessInput{Input: &pb.ProcessInput_Stdin{Stdin: data}},
+		}))
+	}
+	body := append(envelope(0, marshal(inputStart(pid(to)))), envelope(0, marshal(inputData(data)))...)
+	head := post(d, service+methodInput, "application/connect+json")
+	return fmt.Appendf(nil, "%sTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n", head, len(body), body)
+}
+
+// buffered is how much waits in the pipe that is a process's stdin.
+func buffered(t *testing.T, p uint32) int {
+	t.Helper()
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/fd/0", p), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // read only
+	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
