@@ -1,0 +1,70 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"connectrpc.com/connect"
+
+	pb "github.com/wrenn/envd/gen/process"
+	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/process"
+)
+
+// TestErrorTable checks every row, bare and wrapped.
+func TestErrorTable(t *testing.T) {
+	for _, row := range []struct {
+		err  error
+		code connect.Code
+	}{
+		{process.ErrUnknown, connect.CodeNotFound},
+		{process.ErrFinished, connect.CodeNotFound},
+		{process.ErrBeyondEnd, connect.CodeOutOfRange},
+		{process.ErrStdinClosed, connect.CodeFailedPrecondition},
+		{process.ErrWrongInput, connect.CodeFailedPrecondition},
+		{process.ErrClosed, connect.CodeUnavailable},
+		{guest.ErrUnknownUser, connect.CodeUnauthenticated},
+		{guest.ErrOtherHome, connect.CodeInvalidArgument},
+		{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
+		{context.Canceled, connect.CodeCanceled},
+		{&process.StartError{Kind: process.Invalid}, connect.CodeInvalidArgument},
+		{&process.StartError{Kind: process.NoCommand}, connect.CodeNotFound},
+		{&process.StartError{Kind: process.Permission}, connect.CodePermissionDenied},
+		{&process.StartError{Kind: process.Exhausted}, connect.CodeResourceExhausted},
+		{&process.StartError{Kind: process.Unmet}, connect.CodeFailedPrecondition},
+		{&process.StartError{Kind: process.Internal}, connect.CodeInternal},
+		{&process.TooSlowError{Offset: 7}, connect.CodeAborted},
+		{invalid("text"), connect.CodeInvalidArgument},
+		{errors.New("anything else"), connect.CodeInternal},
+	} {
+		for _, err := range []error{row.err, fmt.Errorf("operation: %w", row.err)} {
+			got := rpcError(err)
+			if connect.CodeOf(got) != row.code {
+				t.Errorf("%v: %v, expected %v", err, connect.CodeOf(got), row.code)
+			}
+			if !errors.Is(got, row.err) {
+				t.Errorf("%v is lost in %v", row.err, got)
+			}
+		}
+	}
+	if rpcError(nil) != nil {
+		t.Error("nil is an error")
+	}
+}
+
+// TestResumePoint checks the detail that a client continues by.
+func TestResumePoint(t *testing.T) {
+	coded := (*connect.Error)(nil)
+	if !errors.As(rpcError(&process.TooSlowError{Offset: 1 << 40}), &coded) || len(coded.Details()) != 1 {
+		t.Fatalf("got %v", coded)
+	}
+	v, err := coded.Details()[0].Value()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, ok := v.(*pb.ResumePoint); !ok || p.Offset != 1<<40 {
+		t.Errorf("detail %v", v)
+	}
+}
