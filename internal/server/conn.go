@@ -14,18 +14,26 @@ const (
 	deadCheck = 10 * time.Second
 	// deadStrikes is how many checks in a row must find the peer silent.
 	deadStrikes = 3
+	// deadProbes is how many retransmissions or probes in a row must be
+	// unanswered for the peer to be silent. One may be lost, and live peers
+	// leave one out themselves (tcp_invalid_ratelimit), while the next comes
+	// up to two minutes later (TCP_RTO_MAX).
+	deadProbes = 2
 )
 
 // watched makes connections that notice when their peer is gone.
-type watched struct{ net.Listener }
+type watched struct {
+	net.Listener
+	every time.Duration // deadCheck, but in tests
+}
 
 func (l watched) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	w := &conn{TCPConn: c.(*net.TCPConn)} // what a TCP listener accepts
-	w.timer = time.AfterFunc(deadCheck, w.check)
+	w := &conn{TCPConn: c.(*net.TCPConn), every: l.every} // what a TCP listener accepts
+	w.timer = time.AfterFunc(w.every, w.check)
 	w.timer.Stop()
 	return w, nil
 }
@@ -36,6 +44,7 @@ func (l watched) Accept() (net.Conn, error) {
 // connection on which nothing is under way.
 type conn struct {
 	*net.TCPConn
+	every   time.Duration // between two checks
 	writing atomic.Bool
 	timer   *time.Timer // runs check while writing
 	strikes int         // check's own; it does not overlap itself
@@ -56,7 +65,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 // Writes do not overlap: net/http serialises them.
 func (c *conn) watch() (stop func()) {
 	c.writing.Store(true)
-	c.timer.Reset(deadCheck)
+	c.timer.Reset(c.every)
 	return c.unwatch
 }
 
@@ -75,9 +84,9 @@ func (c *conn) check() {
 	}
 	health, err := c.health()
 	switch {
-	case err != nil || health.Unanswered == 0:
+	case err != nil || health.Unanswered < deadProbes:
 		c.strikes = 0
-	case health.LastAck >= time.Duration(c.strikes)*deadCheck:
+	case health.LastAck >= time.Duration(c.strikes)*c.every:
 		c.strikes++
 	default:
 		c.strikes = 1
@@ -87,7 +96,7 @@ func (c *conn) check() {
 		_ = c.Close()
 		return
 	}
-	c.timer.Reset(deadCheck)
+	c.timer.Reset(c.every)
 }
 
 func (c *conn) health() (h linux.TCPHealth, err error) {

@@ -51,7 +51,7 @@ func Open(addr string, handler http.Handler, log *slog.Logger) (*Server, error) 
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	return &Server{
-		listener: watched{listener},
+		listener: watched{listener, deadCheck},
 		cancel:   cancel,
 		http: &http.Server{
 			Handler:           Middleware(handler, log),
