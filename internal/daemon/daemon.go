@@ -104,7 +104,10 @@ func Run(ctx context.Context, cfg Config) error {
 		trim.touch()
 		log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
 	}
-	table := process.NewTable(cfg.Output, reaper, groups)
+	table, err := process.OpenTable(cfg.Output, reaper, groups)
+	if err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
 
 	handler := api.New(api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,

@@ -53,6 +53,8 @@ var ErrBeyondEnd = errors.New("offset is beyond the output")
 
 // Attach opens a cursor at offset, or with Now at what comes next.
 func (o *Output) Attach(offset int64) (*Cursor, error) {
+	var resumed []*pump
+	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64}
@@ -73,7 +75,7 @@ func (o *Output) Attach(offset int64) (*Cursor, error) {
 		c.keep(o.chunks.from(c.at))
 	}
 	o.cursors = append(o.cursors, c)
-	o.moved()
+	resumed = o.moved()
 	c.ring()
 	return c, nil
 }
@@ -105,6 +107,8 @@ func (c *Cursor) Ready() <-chan struct{} { return c.bell }
 // The error is a *TooSlowError.
 func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	o := c.o
+	var resumed []*pump
+	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c.release()
@@ -132,7 +136,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 			return b, &TooSlowError{Offset: c.at}
 		}
 	} else if len(c.kept) == 0 && room > 0 && c.at < min(o.end, c.until) {
-		c.takeLog(room, maxChunk)
+		resumed = c.takeLog(room, maxChunk)
 	}
 	b.Chunks = c.chunks
 	if len(c.kept) == 0 && c.at >= c.until {
@@ -142,7 +146,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 		c.ring() // there may be more
 	} else if o.driver == c {
 		o.driver = nil
-		o.moved()
+		resumed = o.moved()
 	}
 	return b, nil
 }
@@ -158,8 +162,8 @@ func (c *Cursor) drive() bool {
 	return true
 }
 
-// takeLog reads from the log itself.
-func (c *Cursor) takeLog(room, maxChunk int) {
+// takeLog reads from the log itself; see Output.moved for what it returns.
+func (c *Cursor) takeLog(room, maxChunk int) (resumed []*pump) {
 	for _, e := range c.o.chunks.from(c.at) {
 		if room <= 0 || c.at >= c.until {
 			break
@@ -171,7 +175,7 @@ func (c *Cursor) takeLog(room, maxChunk int) {
 		room -= c.split(e.stream, c.at, data, maxChunk)
 		c.at += int64(len(data))
 	}
-	c.o.moved()
+	return c.o.moved()
 }
 
 // split adds data to the batch in chunks of at most size bytes.
@@ -199,6 +203,8 @@ func (c *Cursor) release() {
 // Close detaches the cursor. The reader calls it once, after its last Take.
 func (c *Cursor) Close() {
 	o := c.o
+	var resumed []*pump
+	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	c.release()
@@ -213,7 +219,7 @@ func (c *Cursor) Close() {
 	if len(o.cursors) == 0 {
 		o.cursors = nil
 	}
-	o.moved()
+	resumed = o.moved()
 }
 
 // Behind tells whether the cursor has been cut off: what it would read next is

@@ -11,8 +11,9 @@
 // is in the log, settled that no output and no descendant is left. See
 // docs/PROCESS.md for the ordering.
 //
-// Goroutines: one per pipe or terminal (pump). Everything else happens on the
-// goroutine that brings the news. Table.Close joins the pumps and the timers.
+// Goroutines: one poller reads the output of all processes. Everything else
+// happens on the goroutine that brings the news: the reaper's, the poller's, a
+// timer's, a caller's. Table.Close joins the poller and the timers.
 // Everything exported is safe for concurrent use.
 //
 // The package knows no wire: messages, codes and streams are package api's.

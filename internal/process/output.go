@@ -42,7 +42,7 @@ const (
 // any number of cursors read it.
 //
 // The fastest attached cursor sets the pace: what it has not read is never
-// dropped, and a writer waits in reserve until there is room. What another
+// dropped, and a writer waits until there is room. What another
 // cursor has not read is dropped when it leaves the window, and that cursor is
 // then cut off. With no cursor attached, writers never wait.
 //
@@ -56,16 +56,16 @@ type Output struct {
 	budget *Budget
 
 	mu      sync.Mutex
-	window  int           // bytes to keep; guarded by mu, as is all below
-	chunks  chunkQueue    // consecutive, oldest first
-	cost    int           // of chunks, against the window
-	start   int64         // offset of the oldest byte kept
-	end     int64         // offset of the next byte
-	tail    []byte        // what is left of the block that small writes go to
-	cursors []*Cursor     // attached
-	fastest int64         // how far the fastest attached cursor has read
-	room    chan struct{} // closed to make waiting writers look again; nil when none waits
-	exit    *Exit         // set once by finish
+	window  int        // bytes to keep; guarded by mu, as is all below
+	chunks  chunkQueue // consecutive, oldest first
+	cost    int        // of chunks, against the window
+	start   int64      // offset of the oldest byte kept
+	end     int64      // offset of the next byte
+	tail    []byte     // what is left of the block that small writes go to
+	cursors []*Cursor  // attached
+	fastest int64      // how far the fastest attached cursor has read
+	waiting []*pump    // for room
+	exit    *Exit      // set once by finish
 	// driver is the cursor that reads the source, while it is the only one.
 	driver *Cursor
 	// pull reads the source into the log, without waiting; nil once the leader
@@ -77,18 +77,16 @@ func newOutput(window int, b *Budget) *Output {
 	return &Output{budget: b, window: window}
 }
 
-// reserve answers nil when a writer may append, and else a channel that is
-// closed when it is worth asking again.
-func (o *Output) reserve() <-chan struct{} {
+// wait tells whether p has to wait before it may append. If so, p.resume is
+// called when it is worth trying again.
+func (o *Output) wait(p *pump) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.hasRoom() {
-		return nil
+		return false
 	}
-	if o.room == nil {
-		o.room = make(chan struct{})
-	}
-	return o.room
+	o.waiting = append(o.waiting, p)
+	return true
 }
 
 // hasRoom tells whether a chunk more stays within the window or can make the
@@ -115,7 +113,7 @@ func (o *Output) limit() int {
 }
 
 // append adds p to the log. When b is not nil, p lies in b and the log takes b
-// over; otherwise it copies. The writer has reserved; append never waits.
+// over; otherwise it copies. It never waits: the writer has asked wait before.
 func (o *Output) append(s Stream, p []byte, b *block) {
 	o.mu.Lock()
 	if b != nil {
@@ -126,17 +124,18 @@ func (o *Output) append(s Stream, p []byte, b *block) {
 	}
 	o.evict()
 	o.mu.Unlock()
-	o.budget.reclaim()
 }
 
-// notify wakes the readers. A writer calls it when it has appended what it had,
-// rather than for each piece: waking costs more than reading.
+// notify wakes the readers and keeps the budget. A writer calls it when it has
+// appended what it had, rather than for each piece: waking costs more than
+// reading. It holds no lock then.
 func (o *Output) notify() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	for _, c := range o.cursors {
 		c.ring()
 	}
+	o.mu.Unlock()
+	o.budget.reclaim()
 }
 
 func (o *Output) push(e entry) {
@@ -185,16 +184,23 @@ func (o *Output) evict() {
 	}
 }
 
-// moved settles the log after cursors have read, come or gone.
-func (o *Output) moved() {
+// moved settles the log after cursors have read, come or gone. The caller
+// calls resume with what it returns when it no longer holds mu.
+func (o *Output) moved() (resumed []*pump) {
 	o.fastest = 0
 	for _, c := range o.cursors {
 		o.fastest = max(o.fastest, c.at)
 	}
 	o.evict()
-	if o.room != nil && o.hasRoom() {
-		close(o.room)
-		o.room = nil
+	if len(o.waiting) > 0 && o.hasRoom() {
+		resumed, o.waiting = o.waiting, nil
+	}
+	return resumed
+}
+
+func resume(pumps []*pump) {
+	for _, p := range pumps {
+		p.resume()
 	}
 }
 
@@ -202,9 +208,10 @@ func (o *Output) moved() {
 // go on must not keep them from finding the end.
 func (o *Output) leaderGone() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.pull, o.driver = nil, nil
-	o.moved()
+	resumed := o.moved()
+	o.mu.Unlock()
+	resume(resumed)
 }
 
 // finish records how the process ended. Cursors yield what came before and
@@ -222,9 +229,10 @@ func (o *Output) finish(e Exit) {
 // drop gives up what is kept, as far as no attached cursor has yet to read it.
 func (o *Output) drop() {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.window = 0
-	o.moved()
+	resumed := o.moved()
+	o.mu.Unlock()
+	resume(resumed)
 }
 
 // Written is how many bytes the process has written so far.

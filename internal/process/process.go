@@ -293,16 +293,6 @@ func (p *Process) tree() tree {
 	}}
 }
 
-// giveUp ends the pumps, whoever holds the output open.
-func (p *Process) giveUp() {
-	p.mu.Lock()
-	pumps := p.pumps
-	p.mu.Unlock()
-	for _, pump := range pumps {
-		pump.interrupt()
-	}
-}
-
 // WriteStdin writes to standard input, WriteTerminal to the terminal. Both
 // write all of b or fail; see input.write.
 func (p *Process) WriteStdin(ctx context.Context, b []byte) error {

@@ -2,10 +2,8 @@ package process
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,52 +21,26 @@ const (
 	takeOver = blockSize / 4
 )
 
-// pump moves one pipe or terminal into the log until end of file. It owns the
-// file and closes it. While there is nothing to read it holds no buffer.
+// pump moves one pipe or terminal into the log until its end. It owns the
+// descriptor. The poller calls ready when there is something to read; a reader
+// that is alone may call pull. There is no goroutine and, while there is
+// nothing to read, no buffer.
 type pump struct {
 	stream Stream
 	file   *os.File
+	fd     int // of file, while it is not closed
 	out    *Output
-	quit   <-chan struct{} // closed to give up
+	poller *poller
+	id     int32           // in the poller
 	bell   chan<- struct{} // rings after each read, around each wait for room and at the end
+	onEnd  func()          // called once, after done is closed
 	done   chan struct{}   // closed at the end
 
 	mu      sync.Mutex // held around a read and its append: read and Buffered agree
 	read    int64      // bytes; guarded by mu
-	waiting bool       // for room in the log; guarded by mu
-	grown   bool       // pump's goroutine only
-}
-
-func newPump(s Stream, f *os.File, out *Output, quit <-chan struct{}, bell chan<- struct{}) *pump {
-	return &pump{stream: s, file: f, out: out, quit: quit, bell: bell, done: make(chan struct{})}
-}
-
-// run reads to the end. Errors other than the end do not exist for pipes, and
-// a terminal's EIO is its end (all its other side closed).
-func (p *pump) run() {
-	defer p.ring()
-	defer close(p.done)
-	defer p.file.Close() //nolint:errcheck // read only
-	conn, err := p.file.SyscallConn()
-	if err != nil {
-		return
-	}
-	for p.reserve() {
-		ended := false
-		err := conn.Read(func(fd uintptr) bool {
-			if p.out.reserve() != nil {
-				return true // a reader has taken over meanwhile
-			}
-			var n int
-			n, ended = p.burst(fd)
-			return ended || n > 0
-		})
-		p.out.notify()
-		if ended || err != nil {
-			return
-		}
-		p.ring()
-	}
+	waiting bool       // for room in the log, not armed; guarded by mu
+	closed  bool       // guarded by mu
+	grown   bool       // guarded by mu
 }
 
 func (p *pump) ring() {
@@ -78,69 +50,90 @@ func (p *pump) ring() {
 	}
 }
 
-// reserve waits for room in the log. False means to give up.
-func (p *pump) reserve() bool {
-	room := p.out.reserve()
-	if room == nil {
-		return true
+// ready reads when there is something to read, and asks to be called again:
+// at once, or when there is room in the log. The poller calls it.
+func (p *pump) ready() {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return
 	}
-	p.setWaiting(true)
-	defer p.setWaiting(false)
-	for ; room != nil; room = p.out.reserve() {
-		select {
-		case <-room:
-		case <-p.quit:
-			return false
-		}
+	p.waiting = p.out.wait(p)
+	if p.waiting {
+		p.mu.Unlock()
+		p.ring()
+		return
 	}
-	return true
+	ended := p.burst()
+	p.mu.Unlock()
+	p.out.notify()
+	if ended {
+		p.end()
+		return
+	}
+	p.ring()
+	p.arm()
 }
 
-func (p *pump) setWaiting(w bool) {
+// resume is called when there is room again.
+func (p *pump) resume() {
 	p.mu.Lock()
-	p.waiting = w
+	p.waiting = false
 	p.mu.Unlock()
 	p.ring()
+	p.arm()
+}
+
+// arm asks the poller for the next input. A pump that has been closed
+// meanwhile is not in the poller any more.
+func (p *pump) arm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		_ = p.poller.epoll.Arm(p.fd, p.id) // fails only for what is not there
+	}
 }
 
 // pull reads what is there without waiting, for a reader that drives. The end
-// is left for run to find.
+// is left for ready to find.
 func (p *pump) pull() {
-	conn, err := p.file.SyscallConn()
-	if err != nil {
-		return
+	p.mu.Lock()
+	before := p.read
+	if !p.closed {
+		p.burst()
 	}
-	read := 0
-	_ = conn.Control(func(fd uintptr) { read, _ = p.burst(fd) }) // fails when closed: nothing to read
-	if read > 0 {
+	moved := p.read > before
+	p.mu.Unlock()
+	if moved {
+		p.out.notify()
 		p.ring()
 	}
 }
 
-// burst reads what is there, within reason. The log may exceed its window by
-// as much.
-func (p *pump) burst(fd uintptr) (n int, ended bool) {
-	for n < burstBytes {
-		got, err := p.once(fd)
+// burst reads what is there, within reason, and tells whether that was the
+// end. Errors other than the end do not exist for pipes, and a terminal's EIO
+// is its end: all of its other side is closed. The log may exceed its window by
+// as much as a burst. The caller holds mu.
+func (p *pump) burst() (ended bool) {
+	for n := 0; n < burstBytes; {
+		got, err := p.once()
 		n += max(got, 0)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			return n, false
+			return false
 		case err != nil || got == 0:
-			return n, true
+			return true
 		case got < blockSize: // that was all
-			return n, false
+			return false
 		}
 	}
-	return n, false
+	return false
 }
 
-// once reads once and appends.
-func (p *pump) once(fd uintptr) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// once reads once and appends. The caller holds mu.
+func (p *pump) once() (int, error) {
 	b := newBlock()
-	n, err := linux.Read(fd, b.buf[:])
+	n, err := linux.Read(uintptr(p.fd), b.buf[:])
 	switch {
 	case n >= takeOver:
 		p.out.append(p.stream, b.buf[:n], b)
@@ -153,22 +146,36 @@ func (p *pump) once(fd uintptr) (int, error) {
 	p.read += int64(max(n, 0))
 	if n == blockSize && !p.grown && p.stream != Terminal {
 		p.grown = true
-		_ = linux.GrowPipe(fd, busyPipe) // refused past a limit of the user's: slower, no harm
+		_ = linux.GrowPipe(uintptr(p.fd), busyPipe) // refused past a limit of the user's: slower, no harm
 	}
 	return n, err
 }
 
+// end closes the descriptor. It may be called again.
+func (p *pump) end() {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return
+	}
+	p.closed, p.waiting = true, false
+	p.poller.remove(p)
+	_ = p.file.Close() // read only
+	close(p.done)
+	p.mu.Unlock()
+	p.ring()
+	p.onEnd()
+}
+
 // mark answers how far reading has to get to cover all written until now.
 func (p *pump) mark() (int64, error) {
-	conn, err := p.file.SyscallConn()
-	if err != nil {
-		return 0, fmt.Errorf("mark output: %w", err)
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	buffered := 0
-	ctlErr := conn.Control(func(fd uintptr) { buffered, err = linux.Buffered(fd) })
-	return p.read + int64(buffered), errors.Join(ctlErr, err)
+	if p.closed {
+		return p.read, nil
+	}
+	buffered, err := linux.Buffered(uintptr(p.fd))
+	return p.read + int64(buffered), err
 }
 
 // progress answers how far reading got, and whether it waits for a reader.
@@ -176,12 +183,6 @@ func (p *pump) progress() (read int64, waiting bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.read, p.waiting
-}
-
-// interrupt makes run give up while it waits for input. Once quit is closed, it
-// does not wait for room either.
-func (p *pump) interrupt() {
-	_ = p.file.SetReadDeadline(time.Unix(1, 0)) // long past; closed is fine
 }
 
 func (p *pump) ended() bool {

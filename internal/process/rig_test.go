@@ -71,7 +71,8 @@ func newRig(t testing.TB, cfg Config, cgroups bool) *rig {
 		wg.Go(func() { must(t, r.groups.Run(ctx)) })
 		t.Cleanup(func() { must(t, r.groups.Close()) })
 	}
-	r.table = NewTable(cfg, r.reaper, r.groups)
+	r.table, err = OpenTable(cfg, r.reaper, r.groups)
+	must(t, err)
 	t.Cleanup(r.close)
 	return r
 }

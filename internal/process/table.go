@@ -49,9 +49,10 @@ type Table struct {
 	reaper *reap.Reaper
 	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable
 	budget *Budget
+	poller *poller
 	id     string         // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
-	wg     sync.WaitGroup // starts, pumps and timers
+	wg     sync.WaitGroup // the poller, starts and timers
 
 	mu      sync.Mutex
 	closing bool                  // guarded by mu, as is all below
@@ -63,17 +64,24 @@ type Table struct {
 	timer   *time.Timer           // runs expire; nil while nothing is to expire
 }
 
-// NewTable makes an empty table. groups may be nil.
-func NewTable(cfg Config, reaper *reap.Reaper, groups *cgroup.Hierarchy) *Table {
-	return &Table{
+// OpenTable makes an empty table. groups may be nil. Close ends it.
+func OpenTable(cfg Config, reaper *reap.Reaper, groups *cgroup.Hierarchy) (*Table, error) {
+	poller, err := newPoller()
+	if err != nil {
+		return nil, err
+	}
+	t := &Table{
 		cfg: cfg, reaper: reaper, groups: groups,
 		budget: newBudget(cfg.Total),
+		poller: poller,
 		id:     rand.Text(),
 		quit:   make(chan struct{}),
 		all:    make(map[uint64]*Process),
 		pids:   make(map[int]*Process),
 		tags:   make(map[string][]*Process),
 	}
+	t.wg.Go(poller.run)
+	return t, nil
 }
 
 // Start runs spec. It returns the process and a cursor that sees all of its
@@ -104,17 +112,31 @@ func (t *Table) Start(spec *Spec) (*Process, *Cursor, error) {
 }
 
 // launch makes the process and what it needs, or nothing.
-func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Cursor, error) {
+func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *Cursor, err error) {
 	group, err := t.group(spec)
 	if err != nil {
 		return nil, nil, err
 	}
+	p := &Process{
+		Label: spec.Label, Tag: spec.Tag, HasTag: spec.HasTag, Started: time.Now(),
+		serial: serial, table: t, group: group,
+		terminal: spec.Terminal != nil,
+		out:      newOutput(t.cfg.Window, t.budget),
+		exited:   make(chan struct{}),
+		settled:  make(chan struct{}),
+	}
+	defer func() {
+		if err != nil {
+			p.discard()
+		}
+	}()
 	files, err := openStdio(spec)
 	if err != nil {
-		if group != nil {
-			group.Release(func() {})
-		}
 		return nil, nil, err
+	}
+	defer files.closeChild()
+	if err := p.connect(files); err != nil {
+		return nil, nil, &StartError{Kind: Exhausted, Text: "too many commands", Err: err}
 	}
 	cmd := reap.Command{
 		Path: path, Args: append([]string{spec.Name}, spec.Args...), Env: spec.Env, Dir: spec.Dir,
@@ -122,48 +144,42 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (*Process, *Curso
 		Stdin: files.child[0], Stdout: files.child[1], Stderr: files.child[2],
 		TTY: spec.Terminal != nil,
 	}
-	mark := ""
 	if group != nil {
 		cmd.Cgroup = group.Dir()
 	} else {
-		mark = t.id + "-" + strconv.FormatUint(serial, 10)
-		cmd.Env = append(slices.Clip(cmd.Env), markName+"="+mark)
+		p.mark = t.id + "-" + strconv.FormatUint(serial, 10)
+		cmd.Env = append(slices.Clip(cmd.Env), markName+"="+p.mark)
 	}
-	started := time.Now()
-	child, err := t.reaper.Start(cmd)
-	if err != nil {
-		files.closeChild()
-		files.closeOurs()
-		if group != nil {
-			if group.Removed() {
-				err = &StartError{Kind: Internal, Text: "somebody removed the command group", Err: err}
-			}
-			group.Release(func() {})
+	cursor, _ := p.Attach(0) // never beyond the end
+	if p.child, err = t.reaper.Start(cmd); err != nil {
+		if group != nil && group.Removed() {
+			err = &StartError{Kind: Internal, Text: "somebody removed the command group", Err: err}
 		}
 		return nil, nil, spec.startError(path, err)
 	}
-	tty := files.takeTTY()
-	files.closeChild()
-	p := &Process{
-		Label: spec.Label, Tag: spec.Tag, HasTag: spec.HasTag, Started: started,
-		serial: serial, table: t, child: child, group: group, mark: mark,
-		terminal: spec.Terminal != nil, tty: tty,
-		out:     newOutput(t.cfg.Window, t.budget),
-		exited:  make(chan struct{}),
-		settled: make(chan struct{}),
-	}
-	cursor, _ := p.Attach(0) // never beyond the end
-	p.connect(files)
+	p.tty = files.takeTTY()
 	closing := t.register(p)
 	if spec.Timeout > 0 {
 		p.after(spec.Timeout, p.timeOut)
 	}
-	child.AfterExit(p.leaderExited)
+	p.child.AfterExit(p.leaderExited)
 	if closing {
 		_ = p.Kill() // Close did not see it
-		p.giveUp()
 	}
 	return p, cursor, nil
+}
+
+// discard gives up what a process that did not start had acquired.
+func (p *Process) discard() {
+	for _, pump := range p.pumps {
+		pump.end()
+	}
+	if p.input != nil {
+		_ = p.input.close()
+	}
+	if p.group != nil {
+		p.group.Release(func() {})
+	}
 }
 
 // group makes the cgroup for spec; nil where there are none.
@@ -188,37 +204,41 @@ func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
 	return g, nil
 }
 
-// connect starts the pumps on our side of the process's files and takes over
-// its input.
-func (p *Process) connect(files *stdio) {
+// connect hands our side of the process's files over, to pumps and as its
+// input. What it has not handed over when it fails, it closes.
+func (p *Process) connect(files *stdio) error {
+	defer files.closeOurs()
 	bell := make(chan struct{}, 1)
 	p.bell = bell
-	add := func(s Stream, f *os.File) {
-		p.pumps = append(p.pumps, newPump(s, f, p.out, p.table.quit, bell))
+	add := func(s Stream, f **os.File) error {
+		pump, err := p.table.poller.open(s, *f, p.out, bell, p.pumpEnded)
+		if err != nil {
+			return err
+		}
+		*f = nil
+		p.pumps = append(p.pumps, pump)
+		p.open++
+		return nil
 	}
-	switch {
-	case files.master != nil:
+	p.out.pull = p.pull
+	if files.master != nil {
 		p.input = newInput(files.master)
-		add(Terminal, files.master)
-	default:
-		if files.stdin != nil {
-			p.input = newInput(files.stdin)
-		}
-		add(Stdout, files.stdout)
-		add(Stderr, files.stderr)
+		return add(Terminal, &files.master)
 	}
-	p.open = len(p.pumps)
+	if files.stdin != nil {
+		p.input = newInput(files.stdin)
+		files.stdin = nil
+	}
+	return errors.Join(add(Stdout, &files.stdout), add(Stderr, &files.stderr))
+}
+
+// pull reads what there is, for a reader that is alone.
+func (p *Process) pull() {
+	p.mu.Lock()
 	pumps := p.pumps
-	p.out.pull = func() {
-		for _, pump := range pumps {
-			pump.pull()
-		}
-	}
-	for _, pump := range p.pumps {
-		p.table.wg.Go(func() {
-			pump.run()
-			p.pumpEnded()
-		})
+	p.mu.Unlock()
+	for _, pump := range pumps {
+		pump.pull()
 	}
 }
 
@@ -433,7 +453,7 @@ func (t *Table) Close(ctx context.Context) {
 	close(t.quit)
 	for _, p := range t.List(true) {
 		p.stopTimers()
-		p.giveUp()
 	}
+	t.poller.close()
 	t.wg.Wait()
 }

@@ -1,0 +1,65 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	"regexp"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/wrenn/envd/internal/leaktest"
+)
+
+// anonymous is how much of this process's memory no file backs, in bytes.
+func anonymous(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/smaps_rollup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^Anonymous:\s+(\d+) kB$`).FindSubmatch(b)
+	if m == nil {
+		t.Fatalf("no Anonymous in %s", b)
+	}
+	kib, err := strconv.Atoi(string(m[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// TestTrimmer checks that memory goes back to the system some time after the
+// last end, and only then.
+func TestTrimmer(t *testing.T) {
+	leaktest.Check(t)
+	// Nothing but the trimmer gives memory back here.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	const quiet, size = 300 * time.Millisecond, 64 << 20
+	trimmer := newTrimmer(quiet)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- trimmer.run(ctx) }()
+	burst := make([]byte, size)
+	for i := range burst {
+		burst[i] = 1
+	}
+	runtime.KeepAlive(burst)
+	full := anonymous(t)
+	burst = nil
+	for range 10 {
+		trimmer.touch() // never blocks
+	}
+	for end := time.Now().Add(limit); anonymous(t) > full-size/2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d MiB are still taken, of %d at most", anonymous(t)>>20, full>>20)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	trimmer.touch() // when nobody listens any more
+}
