@@ -1,6 +1,7 @@
 package process
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -13,7 +14,8 @@ type Budget struct {
 	used  atomic.Int64
 
 	mu    sync.Mutex
-	ended []*Output // guarded by mu; oldest first
+	ended []*Output    // guarded by mu; oldest first
+	spare atomic.Int64 // how many those are; changes under mu
 }
 
 func newBudget(limit int64) *Budget { return &Budget{limit: limit} }
@@ -22,10 +24,14 @@ func (b *Budget) add(n int) { b.used.Add(int64(n)) }
 
 func (b *Budget) exceeded() bool { return b.used.Load() > b.limit }
 
+// tight tells whether busy logs have to keep less.
+func (b *Budget) tight() bool { return b.exceeded() && b.spare.Load() == 0 }
+
 // retire says that the process of o has ended.
 func (b *Budget) retire(o *Output) {
 	b.mu.Lock()
 	b.ended = append(b.ended, o)
+	b.spare.Add(1)
 	b.mu.Unlock()
 	b.reclaim()
 }
@@ -42,6 +48,7 @@ func (b *Budget) reclaim() {
 		o := b.ended[0]
 		b.ended[0] = nil
 		b.ended = b.ended[1:]
+		b.spare.Add(-1)
 		b.mu.Unlock()
 		o.drop()
 	}
@@ -50,11 +57,9 @@ func (b *Budget) reclaim() {
 // forget takes o out of the list, if it is still there, and drops it.
 func (b *Budget) forget(o *Output) {
 	b.mu.Lock()
-	for i, e := range b.ended {
-		if e == o {
-			b.ended = append(b.ended[:i:i], b.ended[i+1:]...)
-			break
-		}
+	if i := slices.Index(b.ended, o); i >= 0 {
+		b.ended = slices.Delete(b.ended, i, i+1)
+		b.spare.Add(-1)
 	}
 	b.mu.Unlock()
 	o.drop()

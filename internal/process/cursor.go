@@ -131,7 +131,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 			c.kept = nil
 		}
 	}
-	if len(c.kept) == 0 && c.at < o.start {
+	if len(c.kept) == 0 && c.lost() {
 		if len(c.chunks) == 0 && b.Gap == nil {
 			return b, &TooSlowError{Offset: c.at}
 		}
@@ -227,5 +227,8 @@ func (c *Cursor) Close() {
 func (c *Cursor) Behind() bool {
 	c.o.mu.Lock()
 	defer c.o.mu.Unlock()
-	return c.at < c.o.start
+	return c.lost()
 }
+
+// lost tells whether the log no longer has what the cursor would read next.
+func (c *Cursor) lost() bool { return c.at < c.o.start && c.at < c.until }

@@ -63,7 +63,8 @@ type Output struct {
 	end     int64      // offset of the next byte
 	tail    []byte     // what is left of the block that small writes go to
 	cursors []*Cursor  // attached
-	fastest int64      // how far the fastest attached cursor has read
+	readers int        // cursors that may read on: not ended, not cut off
+	fastest int64      // how far the fastest of them has read
 	waiting []*pump    // for room
 	exit    *Exit      // set once by finish
 	// driver is the cursor that reads the source, while it is the only one.
@@ -98,15 +99,15 @@ func (o *Output) hasRoom() bool {
 	return o.cost < o.limit() || o.evictable()
 }
 
-// evictable tells whether the fastest attached cursor, if there is one, has
-// read the oldest chunk, if there is one.
+// evictable tells whether the fastest reader, if there is one, has read the
+// oldest chunk, if there is one.
 func (o *Output) evictable() bool {
 	first := o.chunks.first()
-	return first == nil || len(o.cursors) == 0 || first.end() <= o.fastest
+	return first == nil || o.readers == 0 || first.end() <= o.fastest
 }
 
 func (o *Output) limit() int {
-	if o.budget.exceeded() {
+	if o.budget.tight() {
 		return min(o.window, keepLess)
 	}
 	return o.window
@@ -187,9 +188,12 @@ func (o *Output) evict() {
 // moved settles the log after cursors have read, come or gone. The caller
 // calls resume with what it returns when it no longer holds mu.
 func (o *Output) moved() (resumed []*pump) {
-	o.fastest = 0
+	o.fastest, o.readers = 0, 0
 	for _, c := range o.cursors {
-		o.fastest = max(o.fastest, c.at)
+		if !c.lost() && c.at < c.until {
+			o.fastest = max(o.fastest, c.at)
+			o.readers++
+		}
 	}
 	o.evict()
 	if len(o.waiting) > 0 && o.hasRoom() {
@@ -218,12 +222,14 @@ func (o *Output) leaderGone() {
 // then the end. Descendants may still append.
 func (o *Output) finish(e Exit) {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.exit = &e
 	for _, c := range o.cursors {
 		c.until = o.end
 		c.ring()
 	}
+	resumed := o.moved()
+	o.mu.Unlock()
+	resume(resumed)
 }
 
 // drop gives up what is kept, as far as no attached cursor has yet to read it.

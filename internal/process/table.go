@@ -339,6 +339,10 @@ func (t *Table) armLocked() {
 // expire forgets what is due. Processes with something left stay; settled, or
 // without cgroups the next turn, sees to them.
 func (t *Table) expire() {
+	var system *snapshot
+	if t.groups == nil {
+		system = scan() // takes a while: not under the lock
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.timer = nil
@@ -351,11 +355,7 @@ func (t *Table) expire() {
 		}
 	}
 	t.expiry = slices.Clone(t.expiry[len(due):])
-	var system *snapshot // read once, and only where there are no cgroups
 	for _, p := range due {
-		if p.group == nil && system == nil {
-			system = scan()
-		}
 		switch {
 		case !p.isSettled(): // settled forgets it
 		case p.group == nil && len(p.tree().members(system)) > 0:

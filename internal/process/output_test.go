@@ -1,0 +1,498 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"testing"
+)
+
+// noise is what every test log holds, repeated with a period that is prime.
+var noise = func() []byte {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	b := make([]byte, period+blockSize)
+	for i := range b {
+		b[i] = byte(rnd.Uint32())
+		if i >= period {
+			b[i] = b[i-period]
+		}
+	}
+	return b
+}()
+
+const period = 65521
+
+// bytesAt is what a log holds from offset on: n bytes, a block at most.
+func bytesAt(offset int64, n int) []byte { return noise[offset%period:][:n] }
+
+// writer appends to a log as a pump does, and knows what it wrote.
+type writer struct {
+	o       *Output
+	end     int64
+	streams []span // who wrote what
+}
+
+type span struct {
+	end    int64
+	stream Stream
+}
+
+// put appends n bytes when there is room, and tells whether there was.
+func (w *writer) put(s Stream, n int) bool {
+	if !w.hasRoom() {
+		return false
+	}
+	for n > 0 {
+		b := newBlock()
+		p := b.buf[:min(n, blockSize)]
+		copy(p, bytesAt(w.end, len(p)))
+		if len(p) >= takeOver {
+			w.o.append(s, p, b)
+		} else {
+			w.o.append(s, p, nil)
+			b.unref()
+		}
+		w.end += int64(len(p))
+		w.streams = append(w.streams, span{w.end, s})
+		n -= len(p)
+	}
+	w.o.notify()
+	return true
+}
+
+func (w *writer) hasRoom() bool {
+	w.o.mu.Lock()
+	defer w.o.mu.Unlock()
+	return w.o.hasRoom()
+}
+
+func (w *writer) streamAt(offset int64) Stream {
+	i, _ := slices.BinarySearchFunc(w.streams, offset, func(s span, off int64) int {
+		if s.end <= off {
+			return -1
+		}
+		return 1
+	})
+	return w.streams[i].stream
+}
+
+// tap is a cursor under test.
+type tap struct {
+	t     *testing.T
+	w     *writer
+	c     *Cursor
+	next  int64 // offset that has to come next
+	asked int64 // a gap may begin here, first of all
+	fresh bool
+	alone bool // never had company
+	held  []Chunk
+	ended bool
+}
+
+// attach opens a cursor at offset.
+func (w *writer) attach(t *testing.T, offset int64) *tap {
+	t.Helper()
+	c, err := w.o.Attach(offset)
+	must(t, err)
+	if offset == Now {
+		offset = w.end
+	}
+	return &tap{t: t, w: w, c: c, next: offset, asked: offset, fresh: true, alone: true}
+}
+
+// check compares chunks with what was written.
+func (p *tap) check(chunks []Chunk) {
+	p.t.Helper()
+	for _, c := range chunks {
+		if !bytes.Equal(c.Data, bytesAt(c.Offset, len(c.Data))) {
+			p.t.Fatalf("chunk [%d, %d) holds other bytes", c.Offset, c.Offset+int64(len(c.Data)))
+		}
+		last := c.Offset + int64(len(c.Data)) - 1
+		if p.w.streamAt(c.Offset) != c.Stream || p.w.streamAt(last) != c.Stream {
+			p.t.Fatalf("chunk [%d, %d] of stream %d mixes streams", c.Offset, last, c.Stream)
+		}
+	}
+}
+
+// take reads once: all is contiguous, and what was read stays until now.
+func (p *tap) take(maxChunk int) (read int, err error) {
+	p.t.Helper()
+	p.check(p.held)
+	b, err := p.c.Take(maxChunk)
+	p.held = b.Chunks
+	if err != nil {
+		if slow := (*TooSlowError)(nil); !errors.As(err, &slow) || slow.Offset != p.next {
+			p.t.Fatalf("at %d: %v", p.next, err)
+		}
+		return 0, err
+	}
+	if b.Gap != nil {
+		if !p.fresh || b.Gap.From != p.asked || b.Gap.To <= b.Gap.From {
+			p.t.Fatalf("gap %+v, asked for %d", *b.Gap, p.asked)
+		}
+		p.next = b.Gap.To
+	}
+	p.fresh = false
+	for _, c := range b.Chunks {
+		if c.Offset != p.next || len(c.Data) == 0 || len(c.Data) > maxChunk {
+			p.t.Fatalf("chunk of %d at %d, want at %d", len(c.Data), c.Offset, p.next)
+		}
+		p.next += int64(len(c.Data))
+		read += len(c.Data)
+	}
+	p.check(b.Chunks)
+	p.ended = b.End != nil
+	return read, nil
+}
+
+func newLog(window int) *writer {
+	return &writer{o: newOutput(window, newBudget(1<<40))}
+}
+
+// Any sequence of writes, attaches, reads and closes: every byte is accounted
+// for, nothing is silently short, and a cursor that is alone is never cut off.
+func TestOutputModel(t *testing.T) {
+	for seed := range uint64(60) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		window := 1 << (12 + rnd.IntN(8)) // 4 KiB to 512 KiB
+		w := newLog(window)
+		var taps []*tap
+		cut := func(i int) {
+			if taps[i].alone {
+				t.Fatalf("seed %d: a cursor that was always alone was cut off", seed)
+			}
+			taps[i].c.Close()
+			taps = slices.Delete(taps, i, i+1)
+		}
+		for range 800 {
+			switch op := rnd.IntN(20); {
+			case op < 10:
+				size := 1 + rnd.IntN([]int{1, 80, 5_000, 200_000}[rnd.IntN(4)])
+				if !w.put(Stream(1+rnd.IntN(2)), size) && len(taps) == 0 {
+					t.Fatalf("seed %d: a writer without readers waits", seed)
+				}
+				if limit := window + 200_000 + blockSize; w.o.cost > limit {
+					t.Fatalf("seed %d: %d bytes kept, window %d", seed, w.o.cost, window)
+				}
+			case op == 10 && len(taps) < 5:
+				offset := Now
+				if rnd.IntN(3) > 0 {
+					offset = rnd.Int64N(w.end + 1)
+				}
+				taps = append(taps, w.attach(t, offset))
+				for _, p := range taps {
+					p.alone = p.alone && len(taps) == 1
+				}
+			case op == 11 && len(taps) > 0:
+				i := rnd.IntN(len(taps))
+				taps[i].c.Close()
+				taps = slices.Delete(taps, i, i+1)
+			case len(taps) > 0:
+				i := rnd.IntN(len(taps))
+				if _, err := taps[i].take(1 + rnd.IntN(60_000)); err != nil {
+					cut(i)
+				}
+			}
+		}
+		w.o.finish(Exit{})
+		for i := len(taps) - 1; i >= 0; i-- {
+			for err := error(nil); err == nil && !taps[i].ended; {
+				_, err = taps[i].take(32 << 10)
+				if err == nil && taps[i].ended && taps[i].next != w.end {
+					t.Fatalf("seed %d: ended at %d of %d", seed, taps[i].next, w.end)
+				}
+				if err != nil {
+					cut(i)
+					break
+				}
+			}
+		}
+		for _, p := range taps {
+			p.c.Close()
+		}
+		w.o.drop()
+		if w.o.cost != 0 || w.o.budget.used.Load() != 0 || w.o.chunks.first() != nil {
+			t.Fatalf("seed %d: cost %d, budget %d after the drop", seed, w.o.cost, w.o.budget.used.Load())
+		}
+	}
+}
+
+// A cursor that is alone makes the writer wait, and gets everything.
+func TestOutputAloneIsNeverCutOff(t *testing.T) {
+	w := newLog(64 << 10)
+	p := w.attach(t, 0)
+	waited := 0
+	for w.end < 4<<20 {
+		if !w.put(Stdout, 10_000) {
+			waited++
+			if _, err := p.take(32 << 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if waited == 0 {
+		t.Error("the writer never waited")
+	}
+	for p.next < w.end {
+		if _, err := p.take(32 << 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.c.Close()
+}
+
+// The fastest cursor sets the pace. One that falls further behind than the
+// window is cut off with an offset to go on from; from there it gets the rest,
+// or a gap that says what is gone.
+func TestOutputSlowCursorIsCutOff(t *testing.T) {
+	const window = 128 << 10
+	w := newLog(window)
+	fast, slow := w.attach(t, 0), w.attach(t, 0)
+	for w.end < window/2 {
+		w.put(Stdout, 10_000)
+	}
+	if _, err := slow.take(20_000); err != nil { // it has begun
+		t.Fatal(err)
+	}
+	behind := slow.next
+	for w.end < 4*window {
+		if !w.put(Stdout, 10_000) {
+			t.Fatal("the slow cursor holds the writer back")
+		}
+		if _, err := fast.take(32 << 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slow.c.Behind() || fast.c.Behind() {
+		t.Errorf("behind: slow %v, fast %v", slow.c.Behind(), fast.c.Behind())
+	}
+	_, err := slow.take(32 << 10)
+	cutOff := (*TooSlowError)(nil)
+	if !errors.As(err, &cutOff) || cutOff.Offset != behind {
+		t.Fatalf("slow cursor: %v, want it cut off at %d", err, behind)
+	}
+	slow.c.Close()
+	again := w.attach(t, cutOff.Offset)
+	if _, err := again.take(32 << 10); err != nil || again.next <= behind {
+		t.Errorf("after attaching again: at %d, %v", again.next, err)
+	}
+	again.c.Close()
+	fast.c.Close()
+}
+
+// Who attaches in the past while output floods has the whole window's time to
+// catch up.
+func TestOutputAttachInThePastWhileFlooding(t *testing.T) {
+	const window = 256 << 10
+	w := newLog(window)
+	fast := w.attach(t, 0)
+	flood := func(n int64) {
+		for end := w.end + n; w.end < end; {
+			w.put(Stdout, 20_000)
+			if _, err := fast.take(32 << 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	flood(3 * window)
+	late := w.attach(t, 0)
+	flood(window * 3 / 10)
+	for late.next < w.end {
+		n, err := late.take(10_000)
+		if err != nil {
+			t.Fatalf("cut off at %d of %d", late.next, w.end)
+		}
+		if n > 100_000 { // it is the faster one
+			flood(int64(n / 2))
+		}
+	}
+	late.c.Close()
+	fast.c.Close()
+}
+
+// Without readers the newest output is kept and writers never wait.
+func TestOutputNewestIsKept(t *testing.T) {
+	const window = 256 << 10
+	w := newLog(window)
+	for w.end < 10*window {
+		if !w.put(Stdout, 30_000) {
+			t.Fatal("a writer without readers waits")
+		}
+	}
+	p := w.attach(t, 0)
+	for p.next < w.end || p.fresh {
+		if _, err := p.take(32 << 10); err != nil {
+			t.Fatal(err)
+		}
+		if kept := w.end - w.o.start; kept > window || kept < window-blockSize {
+			t.Fatalf("%d bytes kept, window %d", kept, window)
+		}
+	}
+	p.c.Close()
+}
+
+// A gap is told before the cursor is cut off: the offset to go on from is
+// behind it.
+func TestOutputGapBeforeCutOff(t *testing.T) {
+	const window = 128 << 10
+	w := newLog(window)
+	w.put(Stdout, 200)
+	w.o.drop()
+	w.o.window = window
+	fast, late := w.attach(t, Now), w.attach(t, 0)
+	for w.end < 4*window {
+		w.put(Stdout, 20_000)
+		if _, err := fast.take(32 << 10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := late.take(32 << 10); err != nil || late.next != 200 {
+		t.Errorf("first: at %d, %v; want the gap", late.next, err)
+	}
+	if _, err := late.take(32 << 10); err == nil {
+		t.Error("not cut off")
+	}
+	late.c.Close()
+	fast.c.Close()
+}
+
+// A log that was dropped still takes what descendants write.
+func TestOutputAfterDrop(t *testing.T) {
+	w := newLog(1 << 20)
+	w.put(Stdout, 1000)
+	w.o.finish(Exit{})
+	w.o.drop()
+	p := w.attach(t, 0)
+	for range 10 {
+		if !w.put(Stdout, 100) {
+			t.Fatal("a late writer waits for a reader that is done")
+		}
+		if _, err := p.take(1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.c.Close()
+}
+
+func TestOutputAttachBeyondTheEnd(t *testing.T) {
+	w := newLog(1 << 20)
+	w.put(Stdout, 100)
+	_, err := w.o.Attach(101)
+	wantError(t, err, ErrBeyondEnd)
+	p := w.attach(t, 100)
+	w.put(Stderr, 5)
+	if n, err := p.take(10); n != 5 || err != nil {
+		t.Errorf("read %d, %v; want 5", n, err)
+	}
+	p.c.Close()
+}
+
+// The end comes after all output before it, again and again, and late output
+// belongs to those who attach later.
+func TestOutputEnd(t *testing.T) {
+	w := newLog(1 << 20)
+	p := w.attach(t, 0)
+	w.put(Stdout, 100_000)
+	w.o.finish(Exit{Wait: 3 << 8})
+	w.put(Stderr, 10)
+	for p.next < 100_000 {
+		if p.ended {
+			t.Fatal("ended early")
+		}
+		if _, err := p.take(30_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n, err := p.take(10); n != 0 || err != nil || !p.ended {
+		t.Errorf("read %d, %v, ended %v after the end", n, err, p.ended)
+	}
+	p.c.Close()
+	late := w.attach(t, 0)
+	for !late.ended {
+		if _, err := late.take(30_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if late.next != 100_010 {
+		t.Errorf("a later cursor ended at %d, want 100010", late.next)
+	}
+	late.c.Close()
+}
+
+// The memory of a log of tiny chunks is bounded as well.
+func TestOutputMemoryOfTinyChunks(t *testing.T) {
+	const window = 256 << 10
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // pools keep what they hold through one collection
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	o := newOutput(window, newBudget(1<<40))
+	before := heap()
+	for i := range window {
+		o.append(Stream(1+i%2), []byte{'x'}, nil)
+	}
+	full := heap() - before
+	if limit := int64(4 * window); full > limit {
+		t.Errorf("%d bytes for a window of %d", full, window)
+	}
+	o.drop()
+	empty := heap() - before
+	if empty > 64<<10 {
+		t.Errorf("%d bytes after the drop", empty)
+	}
+	t.Logf("%d KiB full, %d KiB empty", full>>10, empty>>10)
+	runtime.KeepAlive(o)
+}
+
+// All logs together stay within the budget: ended ones go first, oldest first,
+// then busy ones keep less.
+func TestBudget(t *testing.T) {
+	const total, window, logs = 4 << 20, 1 << 20, 12
+	budget := newBudget(total)
+	fill := func(w *writer) {
+		for w.end < window {
+			w.put(Stdout, 50_000)
+		}
+	}
+	var ended []*writer
+	for range logs {
+		w := &writer{o: newOutput(window, budget)}
+		fill(w)
+		w.o.finish(Exit{})
+		budget.retire(w.o)
+		ended = append(ended, w)
+		if used := budget.used.Load(); used > total {
+			t.Fatalf("%d bytes kept, budget %d", used, total)
+		}
+	}
+	for i, w := range ended {
+		if kept := w.end > w.o.start; kept != (i >= logs-4) {
+			t.Errorf("log %d of %d kept: %v", i, logs, kept)
+		}
+	}
+	var busy []*writer
+	for range logs {
+		w := &writer{o: newOutput(window, budget)}
+		fill(w)
+		busy = append(busy, w)
+	}
+	if used := budget.used.Load(); used > total+logs*(keepLess+blockSize) {
+		t.Errorf("%d bytes kept by busy logs, budget %d", used, total)
+	}
+	for _, w := range ended {
+		if w.end > w.o.start {
+			t.Error("an ended log is kept beside busy ones")
+		}
+	}
+	for _, w := range append(busy, ended...) {
+		budget.forget(w.o)
+	}
+	if used := budget.used.Load(); used != 0 {
+		t.Errorf("%d bytes kept in the end", used)
+	}
+}
