@@ -207,6 +207,9 @@ func TestManyStreamsOnOneConnection(t *testing.T) {
 	var mu sync.Mutex
 	serving, conns := 0, make(map[string]bool)
 	s := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/first" {
+			return
+		}
 		mu.Lock()
 		conns[r.RemoteAddr] = true
 		if serving++; serving == streams {
@@ -221,8 +224,8 @@ func TestManyStreamsOnOneConnection(t *testing.T) {
 	hc := client(t, true)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
-	get := func() error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Addr().String(), nil)
+	get := func(path string) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.Addr().String()+path, nil)
 		if err != nil {
 			return err
 		}
@@ -232,9 +235,13 @@ func TestManyStreamsOnOneConnection(t *testing.T) {
 		}
 		return res.Body.Close()
 	}
+	// The client has to have a connection, and its limit, before it opens more.
+	if err := get("/first"); err != nil {
+		t.Fatal(err)
+	}
 	errs := make(chan error, streams)
 	for range streams {
-		go func() { errs <- get() }()
+		go func() { errs <- get("/") }()
 	}
 	for range streams {
 		if err := <-errs; err != nil {
