@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -38,7 +39,8 @@ func noticeGone(next http.Handler) http.Handler {
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
 		body := &bodyWatch{ReadCloser: r.Body, conn: c, gone: cancel}
-		body.timer = time.AfterFunc(goneCheck, body.check)
+		body.timer = time.AfterFunc(math.MaxInt64, body.check)
+		body.timer.Reset(goneCheck) // once check can see the timer
 		defer body.stop()
 		r = r.WithContext(ctx)
 		r.Body = body
