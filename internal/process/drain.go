@@ -16,8 +16,9 @@ const (
 
 // drain waits until the output that was written before the leader's exit is in
 // the log: until end of file, or, when a descendant holds the output open,
-// until it has been quiet or the limit is over. Time in which a reader holds a
-// pump back does not count. It returns whether the output is still open.
+// until it has been quiet or the limit is over. Time in which a reader keeps
+// that output from the log does not count. It returns whether the output is
+// still open.
 func drain(pumps []*pump, bell <-chan struct{}, quit <-chan struct{}) (open bool) {
 	if allEnded(pumps) {
 		return false
@@ -30,28 +31,28 @@ func drain(pumps []*pump, bell <-chan struct{}, quit <-chan struct{}) (open bool
 	defer timer.Stop()
 	for spent := time.Duration(0); ; {
 		covered, heldBack := look(pumps, marks)
-		if allEnded(pumps) {
+		switch {
+		case allEnded(pumps):
 			return false
-		}
-		if covered && spent >= drainLimit {
+		case covered && spent >= drainLimit:
 			return true
 		}
 		timer.Reset(quietSpell)
-		quiet := timer.C
-		if heldBack {
-			quiet = nil
+		over := timer.C
+		if heldBack && !covered {
+			over = nil
 		}
 		began := time.Now()
 		select {
 		case <-bell:
-		case <-quiet:
-			if covered {
+		case <-over:
+			if covered && !heldBack {
 				return true
 			}
 		case <-quit:
 			return true
 		}
-		if !heldBack {
+		if over != nil {
 			spent += time.Since(began)
 		}
 	}
