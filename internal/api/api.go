@@ -8,6 +8,7 @@
 package api
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"net/http"
@@ -32,6 +33,9 @@ type Config struct {
 	Accounts  *guest.Accounts
 	Processes *process.Table
 	Log       *slog.Logger
+	// Cork, when not nil, makes the connection of a request hold incomplete
+	// segments back until it is called again with false. For HTTP/1.1 only.
+	Cork func(ctx context.Context, on bool)
 }
 
 // New makes the handler of everything the daemon serves.
@@ -49,7 +53,7 @@ func New(cfg Config) http.Handler {
 
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", health(cfg.Version))
-	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h))) }
+	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h, cfg.Cork))) }
 	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc...))
 	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc...))
 	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))

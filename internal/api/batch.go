@@ -11,6 +11,10 @@ import (
 // same, in bytes: larger writes gain nothing, and the buffer is pooled.
 const flushAt = 256 << 10
 
+// corkFrom is the size from which a flush is worth two system calls to make it
+// one transmission, in bytes.
+const corkFrom = 16 << 10
+
 // batch gathers what is written until it is flushed, so that a message goes
 // out in one write; while it is held, it ignores flushes, so that many do.
 // Between flushes it holds no buffer.
@@ -19,8 +23,9 @@ const flushAt = 256 << 10
 type batch struct {
 	http.ResponseWriter
 	held bool
-	buf  *[]byte // pooled; nil when nothing is gathered
-	err  error   // of a write; later ones fail alike
+	cork func(bool) // of the connection; see Config.Cork
+	buf  *[]byte    // pooled; nil when nothing is gathered
+	err  error      // of a write; later ones fail alike
 
 	mu       sync.Mutex
 	finished bool // guarded by mu; the handler has returned
@@ -31,9 +36,12 @@ var batchBuffers = sync.Pool{New: func() any { return new([]byte) }}
 type batchKey struct{}
 
 // batched lets the handlers below next find their batch in the context.
-func batched(next http.Handler) http.Handler {
+func batched(next http.Handler, cork func(context.Context, bool)) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b := &batch{ResponseWriter: w}
+		b := &batch{ResponseWriter: w, cork: func(bool) {}}
+		if cork != nil && r.ProtoMajor == 1 { // HTTP/2 shares its connection
+			b.cork = func(on bool) { cork(r.Context(), on) }
+		}
 		defer b.finish()
 		next.ServeHTTP(b, r.WithContext(context.WithValue(r.Context(), batchKey{}, b)))
 	})
@@ -83,6 +91,13 @@ func (b *batch) drain() {
 func (b *batch) Flush() {
 	if b.held {
 		return
+	}
+	// net/http makes three writes of a large one: what fills its buffer, the
+	// rest, and the end of the chunk.
+	large := b.buf != nil && len(*b.buf) > corkFrom
+	if large {
+		b.cork(true)
+		defer b.cork(false)
 	}
 	b.drain()
 	if b.err == nil {

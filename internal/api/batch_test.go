@@ -129,7 +129,7 @@ func TestBatchInterrupt(t *testing.T) {
 				}
 				b.Flush()
 			}
-		})))
+		}), nil))
 		p := new(http.Protocols)
 		p.SetHTTP1(!h2)
 		p.SetUnencryptedHTTP2(h2)

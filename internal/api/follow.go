@@ -70,6 +70,8 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		b, err := f.cursor.Take(f.maxChunk())
 		if err != nil {
+			// The end of the stream, too, has to find room on the way.
+			time.AfterFunc(cutOffGrace, out.interrupt)
 			return err
 		}
 		if b.Empty() {
@@ -78,11 +80,12 @@ func (f *follower) run(ctx context.Context) error {
 		guard := time.AfterFunc(cutOffGrace, func() { f.cutOff(out) })
 		out.hold()
 		err = f.sendBatch(out, &b)
-		if releaseErr := out.release(); err == nil {
-			err = releaseErr
+		if b.End == nil && err == nil {
+			err = out.release()
 		}
 		guard.Stop()
 		if err != nil || b.End != nil {
+			// Still held: what connect-go adds goes out with the rest.
 			return err
 		}
 		quiet.Reset(f.keepalive)

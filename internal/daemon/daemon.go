@@ -111,6 +111,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 	handler := api.New(api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,
+		Cork: server.Cork,
 	})
 	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
 	if err != nil {

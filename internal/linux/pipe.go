@@ -3,6 +3,7 @@ package linux
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -69,4 +70,14 @@ func Read(fd uintptr, p []byte) (int, error) {
 			return n, err
 		}
 	}
+}
+
+// AwaitInput blocks the thread until there is input, or its end, on one of
+// fds, for limit at most.
+func AwaitInput(fds []int, limit time.Duration) {
+	polls := make([]unix.PollFd, len(fds))
+	for i, fd := range fds {
+		polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	}
+	_, _ = unix.Poll(polls, int(limit.Milliseconds())) // a signal ends it early: no harm
 }

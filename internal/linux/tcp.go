@@ -29,3 +29,13 @@ func TCPState(fd uintptr) (TCPHealth, error) {
 		LastAck:    time.Duration(info.Last_ack_recv) * time.Millisecond,
 	}, nil
 }
+
+// CorkTCP makes the connection behind fd hold incomplete segments back, for 200
+// ms at most, or send them. It is a hint: that it failed does not matter.
+func CorkTCP(fd uintptr, on bool) {
+	v := 0
+	if on {
+		v = 1
+	}
+	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, v)
+}

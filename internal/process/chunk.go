@@ -30,8 +30,9 @@ const blockSize = 64 << 10
 // block is a pooled read buffer that a log keeps without copying. Its count is
 // guarded by the mutex of that log.
 type block struct {
-	refs int
+	// First, so that it begins on a page: copies to elsewhere cost twice.
 	buf  [blockSize]byte
+	refs int
 }
 
 var blocks = sync.Pool{New: func() any { return new(block) }}

@@ -14,6 +14,10 @@ const Now int64 = -1
 // calls rare, little enough to stay in the processor's cache.
 const batchBytes = 256 << 10
 
+// busyTake is how much one Take has to have answered, in bytes, for the next one
+// to wait a moment for more.
+const busyTake = blockSize / 2
+
 // Gap stands for output that is no longer kept: [From, To).
 type Gap struct {
 	From, To int64
@@ -111,12 +115,12 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	c.release()
+	busy := c.release() >= busyTake
 	if c.drive() {
-		pull := o.pull
-		o.mu.Unlock()
-		pull()
-		o.mu.Lock()
+		c.pull(false)
+		if busy && c.at >= o.end && o.pull != nil {
+			c.pull(true)
+		}
 	}
 
 	var b Batch
@@ -149,6 +153,15 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 		resumed = o.moved()
 	}
 	return b, nil
+}
+
+// pull reads the source, and with linger waits a moment for it. The caller
+// holds o.mu, which is let go meanwhile.
+func (c *Cursor) pull(linger bool) {
+	pull := c.o.pull
+	c.o.mu.Unlock()
+	defer c.o.mu.Lock()
+	pull(linger)
 }
 
 // drive tells whether the cursor is to read the source: it has read the log,
@@ -190,14 +203,18 @@ func (c *Cursor) split(s Stream, offset int64, data []byte, size int) (n int) {
 	return n
 }
 
-// release lets the last batch go.
-func (c *Cursor) release() {
+// release lets the last batch go, and tells its size.
+func (c *Cursor) release() (n int) {
+	for _, chunk := range c.chunks {
+		n += len(chunk.Data)
+	}
 	for _, b := range c.held {
 		b.unref()
 	}
 	clear(c.held)
 	clear(c.chunks)
 	c.held, c.chunks = c.held[:0], c.chunks[:0]
+	return n
 }
 
 // Close detaches the cursor. The reader calls it once, after its last Take.

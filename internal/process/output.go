@@ -69,9 +69,9 @@ type Output struct {
 	exit    *Exit      // set once by finish
 	// driver is the cursor that reads the source, while it is the only one.
 	driver *Cursor
-	// pull reads the source into the log, without waiting; nil once the leader
-	// is gone.
-	pull func()
+	// pull reads the source into the log. It does not wait or, to linger, for a
+	// moment only. nil once the leader is gone.
+	pull func(linger bool)
 }
 
 func newOutput(window int, b *Budget) *Output {

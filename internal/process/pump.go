@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,9 @@ const (
 	busyPipe = 1 << 20
 	// burstBytes is how much is read before the readers are woken.
 	burstBytes = 128 << 10
+	// lingerTime bounds the wait for the next piece of a fast stream. It blocks
+	// a thread.
+	lingerTime = time.Millisecond
 	// takeOver is the size of a read from which its block goes into the log as
 	// it is; smaller reads are copied and the block is used again. In bytes.
 	takeOver = blockSize / 4

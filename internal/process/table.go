@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/linux"
 	"github.com/wrenn/envd/internal/reap"
 )
 
@@ -50,6 +51,7 @@ type Table struct {
 	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable
 	budget *Budget
 	poller *poller
+	null   *os.File       // /dev/null, for processes without a stdin
 	id     string         // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
 	wg     sync.WaitGroup // the poller, starts and timers
@@ -66,14 +68,19 @@ type Table struct {
 
 // OpenTable makes an empty table. groups may be nil. Close ends it.
 func OpenTable(cfg Config, reaper *reap.Reaper, groups *cgroup.Hierarchy) (*Table, error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, fmt.Errorf("open table: %w", err)
+	}
 	poller, err := newPoller()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, null.Close())
 	}
 	t := &Table{
 		cfg: cfg, reaper: reaper, groups: groups,
 		budget: newBudget(cfg.Total),
 		poller: poller,
+		null:   null,
 		id:     rand.Text(),
 		quit:   make(chan struct{}),
 		all:    make(map[uint64]*Process),
@@ -130,7 +137,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 			p.discard()
 		}
 	}()
-	files, err := openStdio(spec)
+	files, err := openStdio(spec, t.null)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -232,11 +239,20 @@ func (p *Process) connect(files *stdio) error {
 	return errors.Join(add(Stdout, &files.stdout), add(Stderr, &files.stderr))
 }
 
-// pull reads what there is, for a reader that is alone.
-func (p *Process) pull() {
+// pull reads what there is, for a reader that is alone. To linger makes it wait
+// a moment for something: in a fast stream the next piece is on its way, and
+// handing over to the poller and back costs more than to wait for it.
+func (p *Process) pull(linger bool) {
 	p.mu.Lock()
 	pumps := p.pumps
 	p.mu.Unlock()
+	if linger {
+		fds := make([]int, len(pumps))
+		for i, pump := range pumps {
+			fds[i] = pump.fd // closed meanwhile: no matter what it names now
+		}
+		linux.AwaitInput(fds, lingerTime)
+	}
 	for _, pump := range pumps {
 		pump.pull()
 	}
@@ -456,4 +472,5 @@ func (t *Table) Close(ctx context.Context) {
 	}
 	t.poller.close()
 	t.wg.Wait()
+	_ = t.null.Close()
 }

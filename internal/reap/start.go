@@ -64,15 +64,16 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 		Sys:   sys,
 	}
 
-	// What fork copies from the thread has to be right on this thread.
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// What fork copies from the thread has to be right on this thread. It is
+	// locked after the mutex: waiting on a locked thread costs two switches.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	// Refused only to a daemon that is not root and was itself started niced;
 	// its children then stay as they are.
 	_ = linux.NormalThread()
 
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.score.lend()
 	pid, err := syscall.ForkExec(cmd.Path, cmd.Args, attr)
 	r.score.restore()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"io"
 	"net"
 	"sync/atomic"
@@ -48,6 +49,19 @@ type conn struct {
 	writing atomic.Bool
 	timer   *time.Timer // runs check while writing
 	strikes int         // check's own; it does not overlap itself
+}
+
+// Cork makes the connection of the request with that context hold incomplete
+// segments back, or send them (tcp(7), TCP_CORK). It is for the handler of a
+// request over HTTP/1.1.
+func Cork(ctx context.Context, on bool) {
+	c, ok := ctx.Value(connKey{}).(*conn)
+	if !ok {
+		return
+	}
+	if raw, err := c.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { linux.CorkTCP(fd, on) }) // closed: nothing to hold
+	}
 }
 
 func (c *conn) Write(p []byte) (int, error) {
