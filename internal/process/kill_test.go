@@ -60,6 +60,21 @@ func TestKillFindsAClearedEnvironment(t *testing.T) {
 	})
 }
 
+// A mark that the command was given, by a daemon above us or by its caller,
+// does not hide ours.
+func TestKillBesideAnotherMark(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		s := shell("(setsid sleep 300 & echo child $!)")
+		s.Env = append(s.Env, markName+"=another")
+		p, rd := r.start(s)
+		defer rd.close()
+		pid := rd.number("child")
+		rd.all()
+		must(t, p.Kill())
+		eventually(t, "the descendant to be gone", func() bool { return !alive(pid) })
+	})
+}
+
 // What sheds parent, session and environment escapes the search, as the
 // documentation says, and nothing escapes a cgroup. Either way the table closes.
 func TestKillAndWhatEscapesTheSearch(t *testing.T) {

@@ -76,9 +76,6 @@ func resize(master *os.File, size Size) error {
 // open, a program that closes its terminal does not end it: the kernel would
 // report EIO to the master and, once that is closed, hang the program up.
 func (s *stdio) takeTTY() *os.File {
-	if s.master == nil {
-		return nil
-	}
 	tty := s.child[0]
 	s.child = [3]*os.File{}
 	return tty

@@ -155,7 +155,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 		cmd.Cgroup = group.Dir()
 	} else {
 		p.mark = t.id + "-" + strconv.FormatUint(serial, 10)
-		cmd.Env = append(slices.Clip(cmd.Env), markName+"="+p.mark)
+		cmd.Env = append(slices.DeleteFunc(slices.Clone(cmd.Env), isMark), markName+"="+p.mark)
 	}
 	cursor, _ := p.Attach(0) // never beyond the end
 	if p.child, err = t.reaper.Start(cmd); err != nil {
@@ -164,7 +164,9 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 		}
 		return nil, nil, spec.startError(path, err)
 	}
-	p.tty = files.takeTTY()
+	if p.terminal {
+		p.tty = files.takeTTY()
+	}
 	closing := t.register(p)
 	if spec.Timeout > 0 {
 		p.after(spec.Timeout, p.timeOut)

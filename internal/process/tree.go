@@ -169,6 +169,10 @@ func (s *snapshot) mark(pid int) string {
 	return m
 }
 
+// isMark tells whether an environment variable is a mark: ours, or one that a
+// daemon above us set.
+func isMark(kv string) bool { return strings.HasPrefix(kv, markName+"=") }
+
 // findMark finds the mark in an environment of NUL-terminated strings.
 func findMark(env []byte) string {
 	for kv := range bytes.SplitSeq(env, []byte{0}) {

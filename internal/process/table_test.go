@@ -1,0 +1,254 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+func tagged(s *Spec, tag string) *Spec {
+	s.Tag, s.HasTag = tag, true
+	return s
+}
+
+// Among equal tags the newest that runs wins, else the newest that ended; one
+// that ended does not hide older ones.
+func TestTags(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		var ps []*Process
+		for i := range 6 {
+			p, rd := r.start(tagged(spec("sleep", "300"), "t"))
+			defer rd.close()
+			ps = append(ps, p)
+			other, od := r.start(tagged(spec("sleep", "300"), fmt.Sprint("other", i)))
+			defer od.close()
+			defer other.Kill() //nolint:errcheck // it runs
+		}
+		want := func(p *Process) {
+			t.Helper()
+			if got, err := r.table.ByTag("t"); got != p || err != nil {
+				t.Errorf("by tag: %v, %v; want %d", got, err, p.serial)
+			}
+		}
+		kill := func(i int) {
+			t.Helper()
+			must(t, ps[i].Kill())
+			wait(t, "the end", ps[i].exited)
+		}
+		want(ps[5])
+		kill(5)
+		want(ps[4])
+		kill(2)
+		want(ps[4])
+		for _, i := range []int{4, 3, 1} {
+			kill(i)
+		}
+		want(ps[0]) // the only one of six that runs
+		kill(0)
+		want(ps[5])
+		_, err := r.table.ByTag("none")
+		wantError(t, err, ErrUnknown)
+		_, err = r.table.ByTag("")
+		wantError(t, err, ErrUnknown)
+		if !strings.Contains(err.Error(), "not found") {
+			t.Errorf("text %q does not say so", err)
+		}
+		empty, ed := r.start(tagged(spec("sleep", "300"), ""))
+		defer ed.close()
+		if got, err := r.table.ByTag(""); got != empty || err != nil {
+			t.Errorf("by empty tag: %v, %v", got, err)
+		}
+		must(t, empty.Kill())
+	})
+}
+
+// A pid that is used again leads to the newest process of that number, and the
+// old one's end does not take it away.
+func TestPidReuse(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		old, od := r.start(spec("true"))
+		od.all()
+		od.close()
+		young, yd := r.start(spec("sleep", "300"))
+		defer yd.close()
+		table := r.table
+		table.mu.Lock()
+		table.pids[old.Pid()] = young // as if the kernel had reused the number
+		table.mu.Unlock()
+		if got, err := table.ByPid(old.Pid()); got != young || err != nil {
+			t.Errorf("by pid: %v, %v", got, err)
+		}
+		table.mu.Lock()
+		table.forgetLocked(old)
+		table.mu.Unlock()
+		if got, err := table.ByPid(old.Pid()); got != young || err != nil {
+			t.Errorf("by pid after the old one is forgotten: %v, %v", got, err)
+		}
+		wantError(t, old.Kill(), ErrFinished)
+		if !young.Running() || !alive(young.Pid()) {
+			t.Error("the old one's signal hit the new one")
+		}
+		must(t, young.Kill())
+		yd.all()
+	})
+}
+
+// Ended processes answer for the retention, with their output, and are then
+// forgotten, in the order of their ends.
+func TestRetention(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Retain = 250 * time.Millisecond
+	bothModesWith(t, cfg, func(t *testing.T, r *rig) {
+		p, rd := r.start(tagged(shell("echo text; exit 6"), "t"))
+		rd.all()
+		rd.close()
+		for _, find := range []func() (*Process, error){
+			func() (*Process, error) { return r.table.ByPid(p.Pid()) },
+			func() (*Process, error) { return r.table.ByTag("t") },
+		} {
+			got, err := find()
+			if got != p || err != nil {
+				t.Fatalf("found %v, %v", got, err)
+			}
+			again := r.attach(got, 0)
+			if out, exit := again.all(); out != "text\n" || exit.Code() != 6 {
+				t.Errorf("%q, %v", out, exit)
+			}
+			again.close()
+		}
+		if l := r.table.List(false); len(l) != 0 {
+			t.Errorf("%d in the list of the running", len(l))
+		}
+		if l := r.table.List(true); !slices.Equal(l, []*Process{p}) {
+			t.Errorf("the list is %v", l)
+		}
+		ended := time.Now()
+		eventually(t, "the process to be forgotten", func() bool { return len(r.table.List(true)) == 0 })
+		if d := time.Since(ended); d < cfg.Retain-100*time.Millisecond {
+			t.Errorf("forgotten after %v, retention %v", d, cfg.Retain)
+		}
+		_, err := r.table.ByPid(p.Pid())
+		wantError(t, err, ErrUnknown)
+		_, err = r.table.ByTag("t")
+		wantError(t, err, ErrUnknown)
+		if used := r.table.budget.used.Load(); used != 0 {
+			t.Errorf("%d bytes of output kept", used)
+		}
+	})
+}
+
+// Close ends everything: what obeys SIGTERM, what ignores it, what is stopped,
+// what the leaders left, and attached readers get their ends.
+func TestCloseEndsEverything(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		var pids []int
+		var rds []*reader
+		for _, script := range []string{
+			"trap 'echo obeyed; exit 8' TERM; echo pid $$; while :; do sleep 0.02; done",
+			"trap '' TERM; echo pid $$; while :; do sleep 0.02; done",
+			"echo pid $$; kill -STOP $$",
+			"setsid sleep 300 >/dev/null 2>&1 & echo pid $!; exit",
+			"sleep 300 & echo pid $!; exit",
+			"echo pid $$; exec yes >&2",
+		} {
+			_, rd := r.start(shell(script))
+			pids = append(pids, rd.number("pid"))
+			rds = append(rds, rd)
+		}
+		// One that nobody has read yet, and one whose leader is to end alone.
+		r.start(onTerminal(shell("sleep 300 & cat")))
+		r.close()
+		for i, pid := range pids {
+			eventually(t, "everything to be gone", func() bool { return !alive(pid) })
+			rd := rds[i]
+			if _, exit := rd.all(); i == 0 && exit.Code() != 8 || i == 1 && exit.String() != "signal: killed" {
+				t.Errorf("process %d ended with %v", i, exit)
+			}
+			rd.close()
+		}
+	})
+}
+
+// Starts that race with Close are refused or ended; none is left.
+func TestCloseWhileStarting(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		table := r.table
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for {
+					p, c, err := table.Start(spec("sleep", "300"))
+					if errors.Is(err, ErrClosed) {
+						return
+					}
+					if err != nil {
+						if se, ok := errors.AsType[*StartError](err); ok && se.Kind == Exhausted {
+							return // the poller was closed meanwhile
+						}
+						t.Error(err)
+						return
+					}
+					c.Close()
+					defer func() { wait(t, "the end", p.exited) }()
+				}
+			})
+		}
+		time.Sleep(30 * time.Millisecond) // some run
+		r.close()
+		wg.Wait()
+	})
+}
+
+// The memory and descriptors of a burst of commands do not stay.
+func TestBurstLeavesNothing(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Retain = 20 * time.Millisecond
+	bothModesWith(t, cfg, func(t *testing.T, r *rig) {
+		descriptors := func() int {
+			entries, err := os.ReadDir("/proc/self/fd")
+			must(t, err)
+			return len(entries)
+		}
+		heap := func() int64 {
+			runtime.GC()
+			runtime.GC() // pools keep what they hold through one collection
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc)
+		}
+		before, heapBefore := descriptors(), heap()
+		for range 4 {
+			var wg sync.WaitGroup
+			for range 50 {
+				_, rd := r.start(tagged(shell("head -c 20000 /dev/zero; exit 1"), "burst"))
+				wg.Go(func() {
+					defer rd.close()
+					if out, _ := rd.all(); len(out) != 20000 {
+						t.Errorf("%d bytes", len(out))
+					}
+				})
+			}
+			wg.Wait()
+		}
+		eventually(t, "the processes to be forgotten", func() bool { return len(r.table.List(true)) == 0 })
+		eventually(t, "the descriptors to be closed", func() bool { return descriptors() <= before })
+		// 200 commands with 4 MB of output.
+		if grown := heap() - heapBefore; grown > 1<<20 {
+			t.Errorf("%d KiB of memory stay", grown>>10)
+		}
+		r.table.mu.Lock()
+		defer r.table.mu.Unlock()
+		if n := len(r.table.pids) + len(r.table.tags) + len(r.table.expiry); n != 0 {
+			t.Errorf("%d entries left in the table", n)
+		}
+		if used := r.table.budget.used.Load(); used != 0 {
+			t.Errorf("%d bytes of output kept", used)
+		}
+	})
+}
