@@ -239,9 +239,10 @@ func workdir(cwd *string, acct guest.Account, settings *guest.Settings) (string,
 		return "", err
 	}
 	if path == "" && settings.Workdir == "" {
-		if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
-			return "/", nil
+		if fi, err := os.Stat(dir); err == nil && fi.IsDir() {
+			return dir, nil
 		}
+		return "/", nil
 	}
 	return dir, nil
 }

@@ -90,10 +90,16 @@ func TestRPCContentType(t *testing.T) {
 // other left alone.
 func TestZeroTimeout(t *testing.T) {
 	for _, row := range []struct{ name, value, left string }{
-		{"Connect-Timeout-Ms", "0", ""}, {"Connect-Timeout-Ms", "000", ""},
-		{"Connect-Timeout-Ms", "1", "1"}, {"Connect-Timeout-Ms", "10", "10"}, {"Connect-Timeout-Ms", "soon", "soon"},
-		{"Grpc-Timeout", "0m", ""}, {"Grpc-Timeout", "0S", ""}, {"Grpc-Timeout", "00000000n", ""},
-		{"Grpc-Timeout", "10m", "10m"}, {"Grpc-Timeout", "1H", "1H"},
+		{"Connect-Timeout-Ms", "0", ""},
+		{"Connect-Timeout-Ms", "000", ""},
+		{"Connect-Timeout-Ms", "1", "1"},
+		{"Connect-Timeout-Ms", "10", "10"},
+		{"Connect-Timeout-Ms", "soon", "soon"},
+		{"Grpc-Timeout", "0m", ""},
+		{"Grpc-Timeout", "0S", ""},
+		{"Grpc-Timeout", "00000000n", ""},
+		{"Grpc-Timeout", "10m", "10m"},
+		{"Grpc-Timeout", "1H", "1H"},
 	} {
 		r := httptest.NewRequest(http.MethodPost, "/x", nil)
 		r.Header.Set("Content-Type", "application/json")

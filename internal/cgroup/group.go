@@ -70,7 +70,7 @@ func (g *Group) killListed() (n int, err error) {
 	pidfds := make(map[int]int, len(first))
 	for pid := range first {
 		if fd, err := linux.OpenPidfd(pid); err == nil { // else it has ended
-			defer unix.Close(fd) //nolint:errcheck // nothing to lose
+			defer unix.Close(fd)
 			pidfds[pid] = fd
 		}
 	}

@@ -170,9 +170,11 @@ func file(name string) tar.Header { return tar.Header{Name: name} }
 func directory(name string) tar.Header {
 	return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}
 }
+
 func symlink(name, to string) tar.Header {
 	return tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeSymlink}
 }
+
 func hardlink(name, to string) tar.Header {
 	return tar.Header{Name: name, Linkname: to, Typeflag: tar.TypeLink}
 }
@@ -304,7 +306,7 @@ func FuzzUnpack(f *testing.F) {
 	base := f.TempDir()
 	must(f, os.Chmod(filepath.Dir(base), 0o755))
 	f.Fuzz(func(t *testing.T, name, linkname string, kind byte, mode int64, second string) {
-		dir, err := os.MkdirTemp(base, "")
+		dir, err := os.MkdirTemp(base, "") //nolint:usetesting // below a directory that the user may enter
 		must(t, err)
 		defer os.RemoveAll(dir)
 		must(t, os.Chmod(dir, 0o777))

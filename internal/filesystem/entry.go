@@ -15,6 +15,7 @@ import (
 // Type is what an entry is to a client.
 type Type uint8
 
+// The types of entries.
 const (
 	TypeUnknown Type = iota // neither of the others, or a link that leads nowhere
 	TypeFile

@@ -46,7 +46,8 @@ func failed(op, path string, err error) error {
 	// The standard library's errors say open, mkdirat, unlinkat; which of
 	// those it was matters less than what the caller asked for. Only the
 	// outermost: a source of contents may have one of its own inside.
-	if inner, ok := err.(*fs.PathError); ok {
+	inner := &fs.PathError{}
+	if errors.As(err, &inner) {
 		path, err = inner.Path, inner.Err
 	}
 	return &fs.PathError{Op: op, Path: path, Err: classify(err)}

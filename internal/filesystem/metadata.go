@@ -62,7 +62,7 @@ func readMetadata(x *linux.Xattrs, dirfd int, name string) Metadata {
 		}
 		value, err := x.Value(dirfd, name, attribute)
 		if err != nil || !printable(string(value)) {
-			return nil
+			return nil //nolint:nilerr // it was removed meanwhile
 		}
 		if m == nil {
 			m = make(Metadata)

@@ -46,10 +46,15 @@ func TestMoveErrors(t *testing.T) {
 			want     error
 		}{
 			{"missing", "made/x", fs.ErrNotExist},
-			{"", "x", ErrInvalid}, {"file", "", ErrInvalid}, {"/", "x", ErrInvalid}, {"file", "~x/y", ErrInvalid},
+			{"", "x", ErrInvalid},
+			{"file", "", ErrInvalid},
+			{"/", "x", ErrInvalid},
+			{"file", "~x/y", ErrInvalid},
 			{"dir", "dir/below", ErrInvalid},
 			{"dir", "full", fs.ErrExist},
-			{"file", "dir", ErrIsDirectory}, {"dir", "file", ErrNotDirectory}, {"dir", "file/x", ErrNotDirectory},
+			{"file", "dir", ErrIsDirectory},
+			{"dir", "file", ErrNotDirectory},
+			{"dir", "file/x", ErrNotDirectory},
 		} {
 			_, err := v.Move(test.from, test.to)
 			if err == nil {

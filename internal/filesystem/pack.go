@@ -191,7 +191,7 @@ func (p *packer) attributes(h *tar.Header, fd int) {
 		}
 		value, err := p.target.Value(unix.AT_FDCWD, path, name)
 		if err != nil {
-			return nil
+			return nil //nolint:nilerr // it was removed meanwhile
 		}
 		if h.PAXRecords == nil {
 			h.PAXRecords = make(map[string]string)

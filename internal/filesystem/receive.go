@@ -1,6 +1,7 @@
 package filesystem
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,9 +55,9 @@ func pump(dst io.Writer, src io.Reader) (written int64, err error) {
 				return written, err
 			}
 		}
-		switch readErr {
-		case nil:
-		case io.EOF:
+		switch {
+		case readErr == nil:
+		case errors.Is(readErr, io.EOF):
 			return written, nil
 		default:
 			return written, fmt.Errorf("%w: %w", ErrSource, readErr)

@@ -180,8 +180,8 @@ func copyXattrs(dst, src int, want func(name string) bool) error {
 		if err == nil {
 			err = unix.Fsetxattr(dst, name, value, 0)
 		}
-		switch err {
-		case unix.EOPNOTSUPP, unix.EPERM, unix.EACCES, unix.ENODATA:
+		switch {
+		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES), errors.Is(err, unix.ENODATA):
 			return nil
 		}
 		return err

@@ -68,7 +68,7 @@ func (u *unpacker) unpack(r io.Reader) error {
 	for {
 		h, err := t.Next()
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return u.finishDirectories()
 		case errors.Is(err, tar.ErrHeader):
 			return fmt.Errorf("unpack: %w: %w", ErrArchive, err)
@@ -281,7 +281,7 @@ func setModTime(dirfd int, name string, flags int, t time.Time) error {
 	}
 	mtime, err := unix.TimeToTimespec(t)
 	if err != nil {
-		return nil // a year that the kernel does not know
+		return nil //nolint:nilerr // a year that the kernel does not know
 	}
 	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, mtime}
 	return unix.UtimesNanoAt(dirfd, name, times, flags)

@@ -29,13 +29,13 @@ func AddWatch(inotify, target int, mask uint32) (int32, error) {
 	if err != nil {
 		return -1, fmt.Errorf("inotify_add_watch: %w", err)
 	}
-	return int32(wd), nil //nolint:gosec // the kernel's watch descriptors are ints of 32 bits
+	return int32(wd), nil // the kernel's watch descriptors are ints of 32 bits
 }
 
 // RemoveWatch ends a watch; IN_IGNORED follows in the queue. EINVAL means that
 // the kernel has ended it already.
 func RemoveWatch(inotify int, wd int32) error {
-	if _, err := unix.InotifyRmWatch(inotify, uint32(wd)); err != nil { //nolint:gosec // never negative
+	if _, err := unix.InotifyRmWatch(inotify, uint32(wd)); err != nil { // never negative
 		return fmt.Errorf("inotify_rm_watch %d: %w", wd, err)
 	}
 	return nil

@@ -66,7 +66,7 @@ func Buffered(fd uintptr) (int, error) {
 func Read(fd uintptr, p []byte) (int, error) {
 	for {
 		n, err := unix.Read(int(fd), p)
-		if err != unix.EINTR { //nolint:errorlint // a bare errno, on the hot path
+		if err != unix.EINTR {
 			return n, err
 		}
 	}

@@ -54,12 +54,10 @@ type kernelSigaction struct {
 }
 
 const (
-	sigDefault   = 0
-	sigIgnore    = 1
-	lastSignal   = 64
-	sigsetBytes  = 8
-	firstRTKept  = 32 // 32 and 33 belong to the C library's threads
-	secondRTKept = 33
+	sigDefault  = 0
+	sigIgnore   = 1
+	lastSignal  = 64
+	sigsetBytes = 8
 )
 
 // DefaultIgnoredSignals gives every signal that this process ignores its
@@ -68,7 +66,7 @@ const (
 // has a handler for are left alone, so it subscribes to its own first.
 func DefaultIgnoredSignals() error {
 	for sig := unix.Signal(1); sig <= lastSignal; sig++ {
-		if sig == unix.SIGKILL || sig == unix.SIGSTOP || sig == firstRTKept || sig == secondRTKept {
+		if sig == unix.SIGKILL || sig == unix.SIGSTOP {
 			continue
 		}
 		var act kernelSigaction

@@ -87,7 +87,7 @@ func TestNormalThread(t *testing.T) {
 			return
 		}
 		const idle = 3 << ioprioClassShift
-		unix.RawSyscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, idle) //nolint:errcheck // look shows it
+		unix.RawSyscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, idle)
 		before = look()
 		if err := NormalThread(); err != nil {
 			t.Error(err)

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,7 +49,7 @@ func TestXattrs(t *testing.T) {
 			t.Errorf("%s has %q, %v", test.path, slices.Sorted(slices.Values(names)), err)
 		}
 	}
-	if err := new(Xattrs).Each(unix.AT_FDCWD, file+"-missing", nil); err != unix.ENOENT {
+	if err := new(Xattrs).Each(unix.AT_FDCWD, file+"-missing", nil); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("missing file: %v", err)
 	}
 }

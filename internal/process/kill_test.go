@@ -83,7 +83,7 @@ func TestKillAndWhatEscapesTheSearch(t *testing.T) {
 		defer rd.close()
 		rd.until("the pid", func() bool { return strings.HasSuffix(rd.text.String(), "\n") })
 		pid := atoi(t, strings.TrimSpace(rd.text.String()))
-		defer unix.Kill(pid, unix.SIGKILL) //nolint:errcheck // it may be gone
+		defer unix.Kill(pid, unix.SIGKILL)
 		rd.all()
 		err := p.Kill()
 		if r.groups != nil {

@@ -24,7 +24,7 @@ func writeFile(t testing.TB, path, text string, mode os.FileMode) string {
 // tempDir is a directory that everybody may enter.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "process-test-")
+	dir, err := os.MkdirTemp("/tmp", "process-test-") //nolint:usetesting // its parents are closed to others
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	must(t, os.Chmod(dir, 0o755))

@@ -28,7 +28,7 @@ func TestTags(t *testing.T) {
 			ps = append(ps, p)
 			other, od := r.start(tagged(spec("sleep", "300"), fmt.Sprint("other", i)))
 			defer od.close()
-			defer other.Kill() //nolint:errcheck // it runs
+			defer other.Kill()
 		}
 		want := func(p *Process) {
 			t.Helper()

@@ -88,7 +88,7 @@ func (k task) signal(sig unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing to lose
+	defer unix.Close(fd)
 	if now, ok := readTask(k.pid); !ok || now.started != k.started {
 		return nil
 	}
@@ -146,7 +146,7 @@ func scan() *snapshot {
 	if err != nil {
 		return s
 	}
-	defer dir.Close() //nolint:errcheck // read only
+	defer dir.Close()
 	names, _ := dir.Readdirnames(-1)
 	for _, name := range names {
 		if pid, err := strconv.Atoi(name); err == nil {

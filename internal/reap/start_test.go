@@ -99,7 +99,7 @@ func TestGrandchildrenInheritPriorities(t *testing.T) {
 		runtime.LockOSThread() // and never unlocked: the odd thread ends with us
 		const idle = 3 << 13
 		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 9)
-		unix.RawSyscall(unix.SYS_IOPRIO_SET, 1, 0, idle) //nolint:errcheck // only to make it odd
+		unix.RawSyscall(unix.SYS_IOPRIO_SET, 1, 0, idle)
 		right := 0
 		for range rounds {
 			got := strings.Fields(output(t, r, shell(t, grandchildren)))

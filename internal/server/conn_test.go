@@ -151,7 +151,7 @@ func dialFrom(netns, addr string) (net.Conn, error) {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
 		ns, err := os.Open(netns)
 		if err == nil {
-			defer ns.Close() //nolint:errcheck // read only
+			defer ns.Close()
 			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 		}
 		if err != nil {

@@ -184,7 +184,7 @@ func TestCloseWithinBudget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // cut off
+	defer res.Body.Close()
 	const budget = 200 * time.Millisecond
 	ctx, cancel := context.WithTimeout(t.Context(), budget)
 	defer cancel()
@@ -307,7 +307,7 @@ func TestBodyWatchedToItsEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // read to the end
+	defer res.Body.Close()
 	if b, err := io.ReadAll(res.Body); err != nil || string(b) != "first second, <nil>, <nil>" {
 		t.Errorf("%q, %v", b, err)
 	}

@@ -23,7 +23,7 @@ func filesystemOf(fd int) (filesystem, error) {
 		if err != nil {
 			return 0, fmt.Errorf("fstatfs: %w", err)
 		}
-		return filesystem(uint32(st.Type)), nil //nolint:gosec,unconvert // 32 bits; the sign depends on the machine
+		return filesystem(uint32(st.Type)), nil // its sign depends on the machine
 	}
 }
 

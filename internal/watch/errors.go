@@ -63,7 +63,7 @@ func instanceError(err error) error {
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil {
 		lim.Cur = 0
 	}
-	return &LimitError{Limit: "RLIMIT_NOFILE", Value: int64(lim.Cur)} //nolint:gosec // far below 2^63
+	return &LimitError{Limit: "RLIMIT_NOFILE", Value: int64(lim.Cur)} // far below 2^63
 }
 
 // watchError explains a failed inotify_add_watch. ENOSPC is about watches, not
@@ -80,7 +80,7 @@ func watchError(err error) error {
 func lowestLimit(what string) error {
 	limit := &LimitError{Limit: "fs.inotify.max_user_" + what, Value: -1}
 	limit.Value = sysctl(limit.Limit)
-	if name := "user.max_inotify_" + what; limit.Value < 0 || uint64(sysctl(name)) < uint64(limit.Value) { //nolint:gosec // -1 must be the largest
+	if name := "user.max_inotify_" + what; limit.Value < 0 || uint64(sysctl(name)) < uint64(limit.Value) { // -1 must be the largest
 		*limit = LimitError{Limit: name, Value: sysctl(name)}
 	}
 	return limit

@@ -286,7 +286,7 @@ func (w *Watcher) fillBefore(deadline time.Time) bool {
 		if left <= 0 {
 			return false
 		}
-		poll := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+		poll := []unix.PollFd{{Fd: int32(w.fd), Events: unix.POLLIN}} // a descriptor
 		// An error, EINTR for one, is as good as a timeout: the loop looks at the clock.
 		_, _ = unix.Poll(poll, int(left.Milliseconds())+1)
 	}

@@ -30,7 +30,7 @@ func parse(recs []record, buf []byte, pos int64) ([]record, error) {
 			return recs, errTruncated
 		}
 		r := record{
-			wd:     int32(binary.NativeEndian.Uint32(buf)), //nolint:gosec // the bits of an int
+			wd:     int32(binary.NativeEndian.Uint32(buf)), // the bits of an int
 			mask:   binary.NativeEndian.Uint32(buf[4:]),
 			cookie: binary.NativeEndian.Uint32(buf[8:]),
 			pos:    pos,

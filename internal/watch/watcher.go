@@ -141,7 +141,7 @@ func open(path string, opts Options) (*Watcher, error) {
 		return nil, err
 	}
 	w.setup = false
-	w.file = os.NewFile(uintptr(fd), "inotify") //nolint:gosec // a descriptor
+	w.file = os.NewFile(uintptr(fd), "inotify") // a descriptor
 	if w.conn, err = w.file.SyscallConn(); err != nil {
 		_ = w.file.Close()
 		return nil, err
@@ -259,7 +259,7 @@ func (w *Watcher) wait(ctx context.Context) error {
 
 // drain reads once and handles it all. It reports false when nothing is queued.
 func (w *Watcher) drain(fd uintptr) bool {
-	w.fd = int(fd) //nolint:gosec // a descriptor
+	w.fd = int(fd) // a descriptor
 	if !w.fill() {
 		return w.err != nil
 	}
@@ -276,7 +276,7 @@ func (w *Watcher) drain(fd uintptr) bool {
 func (w *Watcher) fill() bool {
 	buf, _ := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
-	n, err := linux.Read(uintptr(w.fd), buf[:]) //nolint:gosec // a descriptor
+	n, err := linux.Read(uintptr(w.fd), buf[:]) // a descriptor
 	if errors.Is(err, unix.EAGAIN) {
 		return false
 	}

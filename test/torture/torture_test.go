@@ -242,7 +242,7 @@ func (w *worker) expect(ctx context.Context, req *pb.StartRequest, out, errs has
 	if err != nil {
 		return err
 	}
-	defer cmd.Close() //nolint:errcheck // read to the end
+	defer cmd.Close()
 	gotOut, gotErrs := sha256.New(), sha256.New()
 	end, err := readAll(ctx, cmd, gotOut, gotErrs)
 	switch {
@@ -276,7 +276,7 @@ func (w *worker) kill(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer cmd.Close() //nolint:errcheck // read to the end
+	defer cmd.Close()
 	if _, err := cmd.Next(ctx); err != nil {
 		return err
 	}
@@ -320,7 +320,7 @@ func (w *worker) lost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer again.Close() //nolint:errcheck // read to the end
+	defer again.Close()
 	end, err := readAll(ctx, again, out, sha256.New())
 	if err != nil {
 		return err
@@ -339,7 +339,7 @@ func (w *worker) slow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer cmd.Close() //nolint:errcheck // read to the end
+	defer cmd.Close()
 	offset := uint64(0)
 	stalled, err := w.c.Process.Connect(ctx, connect.NewRequest(&pb.ConnectRequest{
 		Process: &pb.ProcessSelector{Selector: &pb.ProcessSelector_Pid{Pid: cmd.Pid()}}, Offset: &offset,
@@ -347,7 +347,7 @@ func (w *worker) slow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer stalled.Close() //nolint:errcheck // read to the end, or cut off
+	defer stalled.Close()
 	out := sha256.New()
 	switch _, err := readAll(ctx, cmd, out, sha256.New()); {
 	case errors.Is(err, client.ErrLost): // it was the slower of the two, and was told so

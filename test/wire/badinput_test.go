@@ -49,7 +49,7 @@ func raw(t *testing.T, d *daemon, b []byte, halfClose bool) (*http.Response, []b
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // what came is all that counts
+	defer conn.Close()
 	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		t.Fatal(err)
 	}

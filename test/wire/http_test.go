@@ -47,7 +47,7 @@ func request(t *testing.T, hc *http.Client, method, url, body string, headers ..
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // read to the end
+	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		t.Fatal(err)

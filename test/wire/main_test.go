@@ -208,7 +208,7 @@ func (d *daemon) start(flags ...string) error {
 	port := make(chan string, 1)
 	go func() {
 		defer close(d.log.done)
-		defer r.Close() //nolint:errcheck // read only
+		defer r.Close()
 		for sc := bufio.NewScanner(r); sc.Scan(); {
 			d.log.add(sc.Text())
 			if m := addressInLog.FindStringSubmatch(sc.Text()); m != nil {
@@ -235,7 +235,7 @@ func (d *daemon) readFeatures() error {
 	if err != nil {
 		return err
 	}
-	defer res.Body.Close() //nolint:errcheck // read only
+	defer res.Body.Close()
 	b, err := io.ReadAll(res.Body)
 	if err != nil {
 		return err

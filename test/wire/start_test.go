@@ -280,14 +280,15 @@ func TestTimeoutOfConnect(t *testing.T) {
 func TestKeepAlive(t *testing.T) {
 	all(t, func(t *testing.T, c *call) {
 		ctx := with(bounded(t), "Keepalive-Ping-Interval", "1")
-		f := c.start(ctx, sh("sleep 2.6; echo woke"))
+		f := c.start(ctx, sh("sleep 3.7; echo woke"))
 		reader := c.attach(ctx, &pb.ConnectRequest{Process: pid(f.pid)})
 		f.exit(0)
-		if f.keepalives != 2 {
-			t.Errorf("%d keepalives in 2.6 s", f.keepalives)
-		}
-		if reader.rest(); reader.keepalives != 2 {
-			t.Errorf("%d keepalives in 2.6 s for the other reader", reader.keepalives)
+		reader.rest()
+		for _, r := range []*follow{f, reader} {
+			// One less where the machine is busy with something else.
+			if r.keepalives != 3 && r.keepalives != 2 {
+				t.Errorf("%d keepalives in 3.7 s", r.keepalives)
+			}
 		}
 	})
 }

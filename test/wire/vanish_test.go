@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -29,6 +30,19 @@ func descriptors(t *testing.T, d *daemon) int {
 		t.Fatal(err)
 	}
 	return len(names)
+}
+
+// listing says what the descriptors are, and the states of TCP connections.
+func listing(d *daemon) string {
+	var b strings.Builder
+	dir := fmt.Sprintf("/proc/%d/fd/", d.cmd.Process.Pid)
+	names, _ := os.ReadDir(dir)
+	for _, n := range names {
+		to, _ := os.Readlink(dir + n.Name())
+		fmt.Fprintln(&b, n.Name(), to)
+	}
+	out, _ := exec.Command("ss", "-tnei", "sport", "= :"+strings.TrimPrefix(d.addr(), "127.0.0.1:")).CombinedOutput()
+	return b.String() + string(out)
 }
 
 // threads counts the daemon's.
@@ -90,11 +104,11 @@ func deaf(d *daemon, method string, req proto.Message) (*net.TCPConn, error) {
 	if err := tcp.SetReadBuffer(4 << 10); err != nil {
 		return nil, err
 	}
-	body, err := protojson.Marshal(req)
+	body, err := proto.Marshal(req)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := tcp.Write(sized(post(d, service+method, "application/connect+json"), envelope(0, body))); err != nil {
+	if _, err := tcp.Write(sized(post(d, service+method, "application/connect+proto"), envelope(0, body))); err != nil {
 		return nil, err
 	}
 	res, err := http.ReadResponse(bufio.NewReaderSize(tcp, 16), &http.Request{Method: http.MethodPost})
@@ -120,11 +134,12 @@ func cut(conn *net.TCPConn, reset bool) {
 // and HTTP/2, and vanish at the same instant while the daemon is blocked
 // writing to them; five times over.
 func TestVanish(t *testing.T) {
+	t.Parallel()
 	const (
 		batches   = 5
 		processes = 10 // per batch
 		deafEach  = 14 // HTTP/1.1 readers beside the one that started it
-		muxEach   = 5  // HTTP/2 readers, all on one connection
+		muxEach   = 5  // HTTP/2 readers, which share connections
 	)
 	d := ownDaemon(t)
 	c := &call{t: t, d: d, kind: "connect-proto-http1", caller: newConnect(d, http1())}
@@ -199,6 +214,11 @@ func clean(t *testing.T, d *daemon, before int) {
 	t.Helper()
 	waitUntil(t, "no child is left", func() bool { return len(children(t, d)) == 0 })
 	// A connection or two of the client's stay open.
+	defer func() {
+		if t.Failed() {
+			t.Logf("descriptors:\n%s", listing(d))
+		}
+	}()
 	waitUntil(t, fmt.Sprintf("there are %d descriptors again", before), func() bool { return descriptors(t, d) <= before+3 })
 	if n := threads(t, d); n > 64 { // the runtime does not end them
 		t.Errorf("%d threads", n)
@@ -223,11 +243,12 @@ func waitStill(t *testing.T, c *call) {
 	})
 }
 
-// mux is a client whose calls share one connection that can be cut.
+// mux is a client whose calls share a connection, or a few when it is used by
+// many at first, that can be cut.
 type mux struct {
 	caller
-	mu   sync.Mutex
-	conn *net.TCPConn // guarded by mu
+	mu    sync.Mutex
+	conns []*net.TCPConn // guarded by mu
 }
 
 func newMux(d *daemon) *mux {
@@ -239,7 +260,7 @@ func newMux(d *daemon) *mux {
 		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if err == nil {
 			m.mu.Lock()
-			m.conn = conn.(*net.TCPConn)
+			m.conns = append(m.conns, conn.(*net.TCPConn))
 			m.mu.Unlock()
 		}
 		return conn, err
@@ -251,11 +272,14 @@ func newMux(d *daemon) *mux {
 func (m *mux) cut(reset bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	cut(m.conn, reset)
+	for _, conn := range m.conns {
+		cut(conn, reset)
+	}
 }
 
 // TestVanishWhileStarting cuts connections at any moment of a start.
 func TestVanishWhileStarting(t *testing.T) {
+	t.Parallel()
 	const rounds = 300
 	d := ownDaemon(t)
 	c := &call{t: t, d: d, kind: "connect-proto-http1", caller: newConnect(d, http1())}
@@ -299,6 +323,7 @@ func TestVanishWhileStarting(t *testing.T) {
 // TestVanishWhileWriting has clients vanish whose input the program does not
 // take. Each must make room for the next.
 func TestVanishWhileWriting(t *testing.T) {
+	t.Parallel()
 	d := ownDaemon(t)
 	c := &call{t: t, d: d, kind: "connect-proto-http1", caller: newConnect(d, http1())}
 	for _, reset := range []bool{true, false} {
@@ -352,7 +377,7 @@ func buffered(t *testing.T, p uint32) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // read only
+	defer unix.Close(fd)
 	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
 	if err != nil {
 		t.Fatal(err)
