@@ -84,6 +84,10 @@ func TestExitLosesNoByte(t *testing.T) {
 	})
 }
 
+// daemonize starts a process and waits until it has let go of the output.
+const daemonize = `setsid sleep 300 >/dev/null 2>&1 </dev/null &
+	until [ "$(readlink /proc/$!/fd/1) $(readlink /proc/$!/fd/2)" = "/dev/null /dev/null" ]; do :; done;`
+
 // The end is told at once when nobody holds the output, and within 200 ms when
 // somebody does.
 func TestExitPromptly(t *testing.T) {
@@ -94,7 +98,7 @@ func TestExitPromptly(t *testing.T) {
 			limit  time.Duration
 		}{
 			"nobody":      {"exit 1", false, exitLimit},
-			"daemonized":  {"setsid sleep 300 >/dev/null 2>&1 </dev/null & exit 1", false, exitLimit},
+			"daemonized":  {daemonize + "exit 1", false, exitLimit},
 			"holding":     {"sleep 300 & exit 1", true, exitLimit},
 			"writing":     {"(while :; do echo more; sleep 0.01; done) & exit 1", true, exitLimit},
 			"flooding":    {"yes & exit 1", true, exitLimit},

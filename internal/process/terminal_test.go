@@ -2,6 +2,7 @@ package process
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -79,14 +80,18 @@ func TestTerminalJobControl(t *testing.T) {
 		defer rd.close()
 		rd.expect("READY> ")
 		r.typeText(p, "sleep 300\n")
-		foreground := func() bool { return foregroundGroup(p) != p.Pid() }
+		// Before its exec, the shell's child ignores what is typed.
+		foreground := func() bool {
+			comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", foregroundGroup(p)))
+			return string(comm) == "sleep\n"
+		}
 		eventually(t, "the job to come to the foreground", foreground)
 		r.typeText(p, "\x1a")
 		rd.expect("Stopped")
 		r.typeText(p, "jobs; fg\n")
 		eventually(t, "the job to come back", foreground)
 		r.typeText(p, "\x03")
-		eventually(t, "the shell to come back", func() bool { return !foreground() })
+		eventually(t, "the shell to come back", func() bool { return foregroundGroup(p) == p.Pid() })
 		r.typeText(p, "echo code $?; exit 7\n")
 		out, exit := rd.all()
 		wantExit(t, exit, "exit status 7")
