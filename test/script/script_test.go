@@ -64,7 +64,20 @@ func TestScripts(t *testing.T) {
 	}
 }
 
+// The README's first command, in the two parts that a session runs it in.
+const (
+	readmeBuild = "go build -o bin/ ./cmd/..."
+	readmeRun   = "bin/envd --isnotfc"
+)
+
 func TestReadme(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "\n    " + readmeBuild + " && " + readmeRun + "\n"; !strings.Contains(string(text), want) {
+		t.Errorf("the README does not begin with the command that this test runs:%s", want)
+	}
 	isolated(t, parseFile(t, "../../README.md", true))
 }
 
@@ -132,10 +145,11 @@ func run(t *testing.T, s session) {
 	}
 }
 
-// buildInto builds the binaries as a user would have them.
+// buildInto builds the binaries as a user does, but to dir instead of bin.
 func buildInto(t *testing.T, dir string) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", dir+"/", "../../cmd/...")
+	cmd := exec.CommandContext(t.Context(), "sh", "-c", strings.Replace(readmeBuild, "bin/", dir+"/", 1))
+	cmd.Dir = "../.."
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
@@ -144,7 +158,8 @@ func buildInto(t *testing.T, dir string) {
 func startDaemon(t *testing.T, dir string, flags []string) {
 	t.Helper()
 	var log bytes.Buffer
-	cmd := exec.Command("bin/envd", append([]string{"--isnotfc"}, flags...)...)
+	command := strings.Fields(readmeRun)
+	cmd := exec.Command(command[0], append(command[1:], flags...)...)
 	cmd.Dir, cmd.Stderr = dir, &log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
