@@ -11,7 +11,6 @@ import (
 // stdio is both sides of a process's descriptors 0, 1 and 2 before the start.
 // After the start the child's side is closed, and the Process owns ours.
 type stdio struct {
-	null           *os.File // of the table
 	child          [3]*os.File
 	stdin          *os.File // our side; nil without
 	stdout, stderr *os.File
@@ -20,8 +19,8 @@ type stdio struct {
 
 // openStdio opens what spec asks for. The caller calls closeChild, and
 // closeOurs too when the start fails.
-func openStdio(spec *Spec, null *os.File) (s *stdio, err error) {
-	s = &stdio{null: null}
+func openStdio(spec *Spec) (s *stdio, err error) {
+	s = &stdio{}
 	defer func() {
 		if err != nil {
 			s.closeChild()
@@ -35,7 +34,8 @@ func openStdio(spec *Spec, null *os.File) (s *stdio, err error) {
 	if spec.Stdin {
 		s.stdin, s.child[0], err = linux.PipeForWriting()
 	} else {
-		s.child[0] = null
+		// One for each: descriptions have flags and locks that users share.
+		s.child[0], err = linux.OpenNull()
 	}
 	if err != nil {
 		return s, err
@@ -83,7 +83,7 @@ func (s *stdio) takeTTY() *os.File {
 
 func (s *stdio) closeChild() {
 	for i, f := range s.child {
-		if f != nil && f != s.null && (i == 0 || f != s.child[0]) {
+		if f != nil && (i == 0 || f != s.child[0]) {
 			_ = f.Close()
 		}
 	}

@@ -51,7 +51,6 @@ type Table struct {
 	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable
 	budget *Budget
 	poller *poller
-	null   *os.File       // /dev/null, for processes without a stdin
 	id     string         // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
 	wg     sync.WaitGroup // the poller, starts and timers
@@ -68,19 +67,14 @@ type Table struct {
 
 // OpenTable makes an empty table. groups may be nil. Close ends it.
 func OpenTable(cfg Config, reaper *reap.Reaper, groups *cgroup.Hierarchy) (*Table, error) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		return nil, fmt.Errorf("open table: %w", err)
-	}
 	poller, err := newPoller()
 	if err != nil {
-		return nil, errors.Join(err, null.Close())
+		return nil, err
 	}
 	t := &Table{
 		cfg: cfg, reaper: reaper, groups: groups,
 		budget: newBudget(cfg.Total),
 		poller: poller,
-		null:   null,
 		id:     rand.Text(),
 		quit:   make(chan struct{}),
 		all:    make(map[uint64]*Process),
@@ -137,7 +131,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 			p.discard()
 		}
 	}()
-	files, err := openStdio(spec, t.null)
+	files, err := openStdio(spec)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -474,5 +468,4 @@ func (t *Table) Close(ctx context.Context) {
 	}
 	t.poller.close()
 	t.wg.Wait()
-	_ = t.null.Close()
 }
