@@ -51,6 +51,7 @@ const (
 func TestTorture(t *testing.T) {
 	leaktest.Check(t)
 	base := startDaemon(t)
+	sequences()
 	before := heapInUse()
 
 	var next, done atomic.Int64
@@ -214,20 +215,32 @@ func (w *worker) small(ctx context.Context) error {
 	return w.expect(ctx, shell(script), out, errs, code)
 }
 
-// large writes up to 600 KB.
+// large writes up to 200 KB.
 func (w *worker) large(ctx context.Context) error {
-	n := w.rnd.IntN(100_000)
+	n := w.rnd.IntN(40_000)
 	return w.expect(ctx, start("seq", strconv.Itoa(n)), sequence(n), sha256.New(), 0)
 }
 
+// sequence hashes what "seq n" prints.
 func sequence(n int) hash.Hash {
+	text, ends := sequences()
 	h := sha256.New()
-	for i := 1; i <= n; i++ {
-		h.Write(strconv.AppendInt(nil, int64(i), 10))
-		h.Write([]byte{'\n'})
-	}
+	h.Write(text[:ends[n]])
 	return h
 }
+
+// slowLines is the most that is asked of seq: 2 MB, more than a log keeps.
+const slowLines = 300_000
+
+// sequences is the longest sequence, and where each shorter one ends in it.
+var sequences = sync.OnceValues(func() (text []byte, ends []int) {
+	ends = append(ends, 0)
+	for i := 1; i <= slowLines; i++ {
+		text = append(strconv.AppendInt(text, int64(i), 10), '\n')
+		ends = append(ends, len(text))
+	}
+	return text, ends
+})
 
 func start(cmd string, args ...string) *pb.StartRequest {
 	stdin := false
@@ -295,7 +308,7 @@ func (w *worker) kill(ctx context.Context) error {
 
 // lost drops the connection somewhere in the output and goes on from there.
 func (w *worker) lost(ctx context.Context) error {
-	n := 1 + w.rnd.IntN(100_000)
+	n := 1 + w.rnd.IntN(40_000)
 	first, drop := context.WithCancel(ctx)
 	defer drop()
 	cmd, err := w.c.Start(first, start("seq", strconv.Itoa(n)))
@@ -334,8 +347,7 @@ func (w *worker) lost(ctx context.Context) error {
 // slow reads a large output beside a second reader that stalls. Each gets
 // everything, or is told what it missed.
 func (w *worker) slow(ctx context.Context) error {
-	const n = 500_000 // 3.4 MB: more than a log keeps
-	cmd, err := w.c.Start(ctx, start("seq", strconv.Itoa(n)))
+	cmd, err := w.c.Start(ctx, start("seq", strconv.Itoa(slowLines)))
 	if err != nil {
 		return err
 	}
@@ -353,7 +365,7 @@ func (w *worker) slow(ctx context.Context) error {
 	case errors.Is(err, client.ErrLost): // it was the slower of the two, and was told so
 	case err != nil:
 		return err
-	case string(out.Sum(nil)) != string(sequence(n).Sum(nil)):
+	case string(out.Sum(nil)) != string(sequence(slowLines).Sum(nil)):
 		return errors.New("output beside a slow reader differs")
 	}
 	return readStalled(stalled)
