@@ -318,7 +318,7 @@ func (p *Process) write(ctx context.Context, b []byte) error {
 		return ErrFinished
 	}
 	if in == nil {
-		return fmt.Errorf("%w: process %d was started without one", ErrStdinClosed, p.Pid())
+		return fmt.Errorf("%w: process %d takes no input", ErrStdinClosed, p.Pid())
 	}
 	err := in.write(ctx, b)
 	if errors.Is(err, ErrStdinClosed) && !p.Running() {
