@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 )
 
 // Now is the offset of what comes next.
@@ -40,9 +41,10 @@ type Cursor struct {
 	bell chan struct{}
 
 	// Guarded by o.mu.
-	at    int64 // offset of the next byte to take from the log
-	until int64 // offset to end at, once the process has ended
-	gap   *Gap  // not yet answered
+	at    int64     // offset of the next byte to take from the log
+	until int64     // offset to end at, once the process has ended
+	took  time.Time // when it last took something; for Output.sparing
+	gap   *Gap      // not yet answered
 	// kept holds references to what was in the log when a cursor was attached
 	// in the past, so that a reader gets a whole window's time to catch up.
 	kept []entry
@@ -61,7 +63,7 @@ func (o *Output) Attach(offset int64) (*Cursor, error) {
 	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64}
+	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64, took: time.Now()}
 	switch {
 	case offset == Now:
 		c.at = o.end
@@ -115,6 +117,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	c.took = time.Now()
 	busy := c.release() >= busyTake
 	if c.drive() {
 		c.pull(false)

@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"sync"
+	"time"
 )
 
 // Stream says which output a chunk belongs to.
@@ -32,6 +33,9 @@ const (
 	// chunkCost is the least that a chunk counts against the window, in bytes.
 	// It bounds the memory of a log of tiny chunks.
 	chunkCost = 64
+	// spareTime is how long after it has taken something a reader is waited for
+	// before it is cut off: longer than a scheduler lets it wait for its turn.
+	spareTime = 20 * time.Millisecond
 	// minTail and maxTail bound the blocks that small writes are copied to.
 	minTail = 512
 	maxTail = 32 << 10
@@ -56,17 +60,18 @@ type Output struct {
 	budget *Budget
 
 	mu      sync.Mutex
-	window  int        // bytes to keep; guarded by mu, as is all below
-	chunks  chunkQueue // consecutive, oldest first
-	cost    int        // of chunks, against the window
-	start   int64      // offset of the oldest byte kept
-	end     int64      // offset of the next byte
-	tail    []byte     // what is left of the block that small writes go to
-	cursors []*Cursor  // attached
-	readers int        // cursors that may read on: not ended, not cut off
-	fastest int64      // how far the fastest of them has read
-	waiting []*pump    // for room
-	exit    *Exit      // set once by finish
+	window  int         // bytes to keep; guarded by mu, as is all below
+	chunks  chunkQueue  // consecutive, oldest first
+	cost    int         // of chunks, against the window
+	start   int64       // offset of the oldest byte kept
+	end     int64       // offset of the next byte
+	tail    []byte      // what is left of the block that small writes go to
+	cursors []*Cursor   // attached
+	readers int         // cursors that may read on: not ended, not cut off
+	fastest int64       // how far the fastest of them has read
+	waiting []*pump     // for room
+	spare   *time.Timer // runs spared; nil when nobody is spared
+	exit    *Exit       // set once by finish
 	// driver is the cursor that reads the source, while it is the only one.
 	driver *Cursor
 	// pull reads the source into the log. It does not wait or, to linger, for a
@@ -83,11 +88,40 @@ func newOutput(window int, b *Budget) *Output {
 func (o *Output) wait(p *pump) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.hasRoom() {
+	if o.hasRoom() && !o.sparing(time.Now()) {
 		return false
 	}
 	o.waiting = append(o.waiting, p)
 	return true
+}
+
+// sparing tells whether the next burst would cut off a reader that was here a
+// moment ago. A connection's buffers may swallow a window at once, and make a
+// slow reader the fastest for as long as that takes; who is only scheduled
+// later is not slow. So the writer waits for it, but not for long.
+func (o *Output) sparing(now time.Time) bool {
+	if o.readers < 2 || o.cost < o.limit()-burstBytes {
+		return false
+	}
+	for _, c := range o.cursors {
+		behind := c.at < min(o.start+burstBytes, o.fastest, c.until) && !c.lost()
+		if behind && now.Sub(c.took) < spareTime {
+			if o.spare == nil {
+				o.spare = time.AfterFunc(spareTime, o.spared)
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// spared lets the writers look again.
+func (o *Output) spared() {
+	o.mu.Lock()
+	resumed := o.waiting
+	o.waiting, o.spare = nil, nil
+	o.mu.Unlock()
+	resume(resumed)
 }
 
 // hasRoom tells whether a chunk more stays within the window or can make the

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 )
 
 // Any sequence of writes, attaches, reads and closes: every byte is accounted
@@ -351,5 +352,39 @@ func TestBudget(t *testing.T) {
 	}
 	if used := budget.used.Load(); used != 0 {
 		t.Errorf("%d bytes kept in the end", used)
+	}
+}
+
+// A reader that was here a moment ago is not cut off by one whose connection
+// swallows a window at once; one that stays away is.
+func TestOutputSparesAReaderThatComesBack(t *testing.T) {
+	const window = 512 << 10
+	o := newOutput(window, newBudget(window*8))
+	eager, err := o.Attach(0)
+	must(t, err)
+	defer eager.Close()
+	late, err := o.Attach(0)
+	must(t, err)
+	defer late.Close()
+	idle := &pump{closed: true} // resuming it does nothing
+	for o.Written() < window {
+		o.append(Stdout, make([]byte, 32<<10), nil)
+	}
+	for at := int64(0); at < window; {
+		b, err := eager.Take(1 << 20)
+		must(t, err)
+		for _, c := range b.Chunks {
+			at = c.Offset + int64(len(c.Data))
+		}
+	}
+	began := time.Now()
+	_, err = late.Take(1)
+	must(t, err)
+	if !o.wait(idle) && time.Since(began) < spareTime {
+		t.Error("the writer goes on and cuts off a reader that has just taken something")
+	}
+	eventually(t, "the writer to go on without the late reader", func() bool { return !o.wait(idle) })
+	if waited := time.Since(began); waited < spareTime {
+		t.Errorf("the writer waited for %v only", waited)
 	}
 }
