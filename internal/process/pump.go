@@ -68,9 +68,13 @@ func (p *pump) ready() {
 		p.ring()
 		return
 	}
+	before := p.read
 	ended := p.burst()
+	moved := p.read > before
 	p.mu.Unlock()
-	p.out.notify()
+	if moved { // the end alone is no news to readers yet
+		p.out.notify()
+	}
 	if ended {
 		p.end()
 		return
