@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	pb "github.com/wrenn/envd/gen/process"
+	"github.com/wrenn/envd/internal/filesystem"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/process"
 )
@@ -35,7 +36,7 @@ var codes = []struct {
 	{process.ErrWrongInput, connect.CodeFailedPrecondition},
 	{process.ErrClosed, connect.CodeUnavailable},
 	{guest.ErrUnknownUser, connect.CodeUnauthenticated},
-	{guest.ErrOtherHome, connect.CodeInvalidArgument},
+	{filesystem.ErrInvalid, connect.CodeInvalidArgument},
 	{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
 	{context.Canceled, connect.CodeCanceled},
 }

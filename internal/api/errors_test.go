@@ -9,6 +9,7 @@ import (
 	"connectrpc.com/connect"
 
 	pb "github.com/wrenn/envd/gen/process"
+	"github.com/wrenn/envd/internal/filesystem"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/process"
 )
@@ -26,7 +27,7 @@ func TestErrorTable(t *testing.T) {
 		{process.ErrWrongInput, connect.CodeFailedPrecondition},
 		{process.ErrClosed, connect.CodeUnavailable},
 		{guest.ErrUnknownUser, connect.CodeUnauthenticated},
-		{guest.ErrOtherHome, connect.CodeInvalidArgument},
+		{filesystem.ErrInvalid, connect.CodeInvalidArgument},
 		{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
 		{context.Canceled, connect.CodeCanceled},
 		{&process.StartError{Kind: process.Invalid}, connect.CodeInvalidArgument},

@@ -15,6 +15,7 @@ import (
 
 	pb "github.com/wrenn/envd/gen/process"
 	"github.com/wrenn/envd/gen/process/processconnect"
+	"github.com/wrenn/envd/internal/filesystem"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/process"
 )
@@ -234,7 +235,8 @@ func workdir(cwd *string, acct guest.Account, settings *guest.Settings) (string,
 	if cwd != nil {
 		path = *cwd
 	}
-	dir, err := acct.ResolvePath(path, settings.Workdir)
+	user := filesystem.User{Home: acct.Home, Workdir: settings.Workdir}
+	dir, err := user.Resolve(path)
 	if err != nil {
 		return "", err
 	}
