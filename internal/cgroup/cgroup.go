@@ -3,8 +3,8 @@
 //
 // Below the managed root there is
 //
-//	wrenn/user/<n>   one leaf per command without a terminal
-//	wrenn/pty/<n>    one leaf per command with one
+//	wrenn/user/<pid>-<n>   one leaf per command without a terminal, <pid> being the daemon's
+//	wrenn/pty/<pid>-<n>    one leaf per command with one
 //
 // A leaf exists before its command, which is cloned into it, so nothing a
 // command starts is ever outside. It is removed when its last process is gone.
@@ -127,14 +127,28 @@ func (h *Hierarchy) enable(root string) {
 	}
 }
 
-// removeEmpty removes the numbered leaves below dir that hold no process.
+// leafName names the n-th leaf of the daemon with that pid.
+func leafName(pid int, n uint64) string { return fmt.Sprintf("%d-%d", pid, n) }
+
+// abandoned tells whether a name is that of a leaf that no other daemon has: of
+// our own, or of one that runs no more.
+func abandoned(name string) bool {
+	var pid int
+	var n uint64
+	if _, err := fmt.Sscanf(name, "%d-%d", &pid, &n); err != nil || name != leafName(pid, n) {
+		return false
+	}
+	return pid == os.Getpid() || errors.Is(unix.Kill(pid, 0), unix.ESRCH)
+}
+
+// removeEmpty removes the abandoned leaves below dir that hold no process.
 func removeEmpty(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		if _, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+		if abandoned(e.Name()) {
 			leaf := filepath.Join(dir, e.Name())
 			removeBelow(leaf)
 			_ = unix.Rmdir(leaf) // a busy one stays
@@ -159,7 +173,7 @@ func (h *Hierarchy) Controllers() []string {
 func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
 	g := &Group{h: h}
 	for made := false; !made; {
-		g.path = filepath.Join(h.classDir(class), strconv.FormatUint(h.next.Add(1), 10))
+		g.path = filepath.Join(h.classDir(class), leafName(os.Getpid(), h.next.Add(1)))
 		err := unix.Mkdir(g.path, 0o755)
 		if errors.Is(err, unix.ENOENT) {
 			// Somebody removed our empty groups, such as another daemon that
@@ -257,11 +271,20 @@ func (h *Hierarchy) Close() error {
 	var errs []error
 	for _, dir := range []string{h.classDir(User), h.classDir(PTY), h.dir} {
 		removeEmpty(dir)
-		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+		err := unix.Rmdir(dir)
+		if err == nil || errors.Is(err, unix.ENOENT) || !ownLeft(dir) {
+			continue
 		}
+		errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
 	}
 	return errors.Join(errs...)
+}
+
+// ownLeft tells whether leaves of ours are below dir, rather than only those of
+// another daemon that shares the root.
+func ownLeft(dir string) bool {
+	own, err := filepath.Glob(filepath.Join(dir, fmt.Sprintf("%d-*", os.Getpid())))
+	return err == nil && len(own) > 0
 }
 
 // keyed reads "key value" lines, as in cpu.stat.

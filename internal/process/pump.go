@@ -20,6 +20,8 @@ const (
 	// lingerTime bounds the wait for the next piece of a fast stream. It blocks
 	// a thread.
 	lingerTime = time.Millisecond
+	// maxLingering bounds the threads that are blocked so at one time.
+	maxLingering = 4
 	// takeOver is the size of a read from which its block goes into the log as
 	// it is; smaller reads are copied and the block is used again. In bytes.
 	takeOver = blockSize / 4

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,8 @@ type Table struct {
 	id     string         // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
 	wg     sync.WaitGroup // the poller, starts and timers
+
+	lingering atomic.Int32 // readers that wait in pull
 
 	mu      sync.Mutex
 	closing bool                  // guarded by mu, as is all below
@@ -242,12 +245,15 @@ func (p *Process) pull(linger bool) {
 	p.mu.Lock()
 	pumps := p.pumps
 	p.mu.Unlock()
-	if linger {
+	if linger && p.table.lingering.Add(1) <= maxLingering {
 		fds := make([]int, len(pumps))
 		for i, pump := range pumps {
 			fds[i] = pump.fd // closed meanwhile: no matter what it names now
 		}
 		linux.AwaitInput(fds, lingerTime)
+	}
+	if linger {
+		p.table.lingering.Add(-1)
 	}
 	for _, pump := range pumps {
 		pump.pull()

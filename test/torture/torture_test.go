@@ -43,14 +43,15 @@ const (
 	// leastCommands by then is a failure.
 	timeLimit     = 4 * time.Minute
 	leastCommands = commands / 2
-	cgroupRoot    = "/sys/fs/cgroup/unified"
+	hierarchy     = "/sys/fs/cgroup/unified"
 	// memoryLeft is how much more heap may be in use afterwards, in bytes.
 	memoryLeft = 8 << 20
 )
 
 func TestTorture(t *testing.T) {
 	leaktest.Check(t)
-	base := startDaemon(t)
+	root := cgroupRoot(t)
+	base := startDaemon(t, root)
 	sequences()
 	before := heapInUse()
 
@@ -79,15 +80,30 @@ func TestTorture(t *testing.T) {
 	if n := done.Load(); n < leastCommands && !t.Failed() {
 		t.Errorf("only %d of %d commands in %v", n, commands, timeLimit)
 	}
-	awaitNothingLeft(t, base)
+	awaitNothingLeft(t, base, root)
 	if after := heapInUse(); after > before+memoryLeft {
 		t.Errorf("heap in use: %d bytes before, %d after", before, after)
 	}
 }
 
+// cgroupRoot makes a group to be the root of this test's daemon alone.
+func cgroupRoot(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(hierarchy, fmt.Sprintf("envd-torture-%d", os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // startDaemon runs a daemon until the end of the test. It keeps ended
 // processes for a second only, so that nothing of them is left to wait for.
-func startDaemon(t *testing.T) (base string) {
+func startDaemon(t *testing.T, root string) (base string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -101,7 +117,7 @@ func startDaemon(t *testing.T) (base string) {
 	ended := make(chan error, 1)
 	go func() {
 		ended <- daemon.Run(ctx, daemon.Config{
-			Version: "0.9.0", Port: port, CgroupRoot: cgroupRoot, Output: output,
+			Version: "0.9.0", Port: port, CgroupRoot: root, Output: output,
 			Log: slog.New(slog.DiscardHandler),
 		})
 	}()
@@ -135,7 +151,7 @@ func heapInUse() uint64 {
 
 // awaitNothingLeft waits until the daemon has forgotten all processes, and
 // looks for what it should have removed.
-func awaitNothingLeft(t *testing.T, base string) {
+func awaitNothingLeft(t *testing.T, base, root string) {
 	t.Helper()
 	w := newWorker(base, 0)
 	defer w.close()
@@ -144,7 +160,7 @@ func awaitNothingLeft(t *testing.T, base string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		leaves, _ := filepath.Glob(filepath.Join(cgroupRoot, "wrenn/*/*/cgroup.procs"))
+		leaves, _ := filepath.Glob(filepath.Join(root, "wrenn/*/*/cgroup.procs"))
 		children := childrenOfSelf()
 		if len(res.Msg.Processes) == 0 && len(leaves) == 0 && children == "" {
 			return
