@@ -51,7 +51,7 @@ const (
 func TestTorture(t *testing.T) {
 	leaktest.Check(t)
 	root := cgroupRoot(t)
-	base := startDaemon(t, root)
+	base := startDaemon(t, root, slog.New(slog.DiscardHandler))
 	sequences()
 	before := heapInUse()
 
@@ -103,7 +103,7 @@ func cgroupRoot(t *testing.T) string {
 
 // startDaemon runs a daemon until the end of the test. It keeps ended
 // processes for a second only, so that nothing of them is left to wait for.
-func startDaemon(t *testing.T, root string) (base string) {
+func startDaemon(t *testing.T, root string, log *slog.Logger) (base string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -118,7 +118,7 @@ func startDaemon(t *testing.T, root string) (base string) {
 	go func() {
 		ended <- daemon.Run(ctx, daemon.Config{
 			Version: "0.9.0", Port: port, CgroupRoot: root, Output: output,
-			Log: slog.New(slog.DiscardHandler),
+			Log: log,
 		})
 	}()
 	t.Cleanup(func() {
