@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -144,6 +145,8 @@ func (s *Spec) startError(path string, err error) error {
 	case errors.Is(err, unix.ENOENT):
 		// The file is there: what is missing is its interpreter.
 		kind, text = NoCommand, fmt.Sprintf("no such command: interpreter of %s", path)
+	case errors.Is(err, unix.EPERM) && os.Geteuid() != 0:
+		kind, text = Permission, fmt.Sprintf("the daemon is not root and cannot run programs as uid %d", s.User.UID)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		kind, text = Permission, fmt.Sprintf("not executable: %s", path)
 		// chdir comes after the change of user.
