@@ -29,6 +29,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // ErrUnusable means that the root is no cgroup v2 hierarchy that we can write.
@@ -91,7 +93,7 @@ func Open(root string) (*Hierarchy, error) {
 	removeEmpty(h.classDir(User))
 	removeEmpty(h.classDir(PTY))
 	h.enable(root)
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	fd, err := linux.OpenInotify()
 	if err != nil {
 		return nil, fmt.Errorf("watch cgroups: %w", err)
 	}

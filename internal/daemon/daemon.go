@@ -115,6 +115,7 @@ func Run(ctx context.Context, cfg Config) error {
 	})
 	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
 	if err != nil {
+		table.Close(ctx) // nothing runs in it yet; the group does not have it
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	// Closed in reverse: first processes, so that readers get their ends.

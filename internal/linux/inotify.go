@@ -40,12 +40,3 @@ func RemoveWatch(inotify int, wd int32) error {
 	}
 	return nil
 }
-
-// QueuedBytes reports how many bytes of events wait in an inotify queue.
-func QueuedBytes(inotify int) (int, error) {
-	n, err := unix.IoctlGetInt(inotify, unix.TIOCINQ) // FIONREAD by its other name
-	if err != nil {
-		return 0, fmt.Errorf("ioctl FIONREAD: %w", err)
-	}
-	return n, nil
-}

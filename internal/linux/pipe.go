@@ -53,7 +53,8 @@ func GrowPipe(fd uintptr, size int) error {
 	return nil
 }
 
-// Buffered reports how many bytes wait to be read from a pipe or terminal.
+// Buffered reports how many bytes wait to be read from a pipe, a terminal or an
+// inotify queue.
 func Buffered(fd uintptr) (int, error) {
 	n, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
 	if err != nil {

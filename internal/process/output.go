@@ -125,7 +125,7 @@ func (o *Output) spared() {
 }
 
 // hasRoom tells whether a chunk more stays within the window or can make the
-// oldest go. A writer that has room overshoots the window by one chunk at most.
+// oldest go. A writer that has room overshoots the window by one burst at most.
 func (o *Output) hasRoom() bool {
 	if o.driver != nil && len(o.cursors) == 1 {
 		return false // it sees to it

@@ -124,6 +124,9 @@ func (p *Process) drainOver() {
 
 // finish takes the process from exited to done: it puts the end into the log.
 func (p *Process) finish(outputOpen bool) {
+	if p.Exit() != nil {
+		return // recorded already: do not add up again
+	}
 	exit := p.account(p.child.Status())
 	p.mu.Lock()
 	if p.exit != nil {

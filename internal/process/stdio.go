@@ -17,8 +17,8 @@ type stdio struct {
 	master         *os.File // instead of the three, with a terminal
 }
 
-// openStdio opens what spec asks for. The caller calls closeChild, and
-// closeOurs too when the start fails.
+// openStdio opens what spec asks for. The caller calls closeChild, and hands
+// our side over with Process.connect, which closes what it does not take.
 func openStdio(spec *Spec) (s *stdio, err error) {
 	s = &stdio{}
 	defer func() {

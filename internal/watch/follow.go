@@ -19,7 +19,7 @@ func (w *Watcher) scan(f func()) {
 	w.entries = nil
 	buffers.Put(buf)
 
-	queued, err := linux.QueuedBytes(w.fd)
+	queued, err := linux.Buffered(uintptr(w.fd))
 	w.fail(err)
 	fence := w.read + int64(queued)
 	for _, n := range w.fresh {

@@ -304,7 +304,7 @@ func (p *pace) wait() {
 }
 
 func queuedBytes(w *Watcher) (n int) {
-	_ = w.conn.Control(func(fd uintptr) { n, _ = linux.QueuedBytes(int(fd)) })
+	_ = w.conn.Control(func(fd uintptr) { n, _ = linux.Buffered(fd) })
 	return n
 }
 
