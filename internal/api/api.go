@@ -36,6 +36,10 @@ type Config struct {
 	// Cork, when not nil, makes the connection of a request hold incomplete
 	// segments back until it is called again with false. For HTTP/1.1 only.
 	Cork func(ctx context.Context, on bool)
+	// FromGuest tells whether the request of that context comes from inside
+	// the guest. Nil means that none does: outside Firecracker, host and guest
+	// are one machine.
+	FromGuest func(ctx context.Context) bool
 }
 
 // New makes the handler of everything the daemon serves.
@@ -59,5 +63,5 @@ func New(cfg Config) http.Handler {
 	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))
 	mount(grpcreflect.NewHandlerV1(reflector))
 	mount(grpcreflect.NewHandlerV1Alpha(reflector))
-	return jsonErrors(mux)
+	return tokenOnly(cfg.Settings, jsonErrors(mux))
 }

@@ -14,6 +14,8 @@ type Settings struct {
 	Workdir string
 	// Env are the default environment variables.
 	Env map[string]string
+	// Token is what requests have to show.
+	Token Token
 }
 
 // Store publishes Settings. The zero value is not usable; see NewStore.
