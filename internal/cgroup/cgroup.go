@@ -5,6 +5,11 @@
 //
 //	wrenn/user/<pid>-<n>   one leaf per command without a terminal, <pid> being the daemon's
 //	wrenn/pty/<pid>-<n>    one leaf per command with one
+//	wrenn/system           the daemon itself, see Join
+//	wrenn/socat            nothing: for hosts that read it
+//
+// The groups have weights and limits, so that commands neither starve the
+// daemon nor take all memory or process numbers; see guard.
 //
 // A leaf exists before its command, which is cloned into it, so nothing a
 // command starts is ever outside. It is removed when its last process is gone.
@@ -23,6 +28,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,6 +54,12 @@ const (
 	User Class = "user"
 )
 
+// Groups beside those of the classes, from the wire contract as well.
+const (
+	system = "system"
+	socat  = "socat"
+)
+
 // top is the group that everything of ours is below.
 const top = "wrenn"
 
@@ -63,10 +75,13 @@ type Limits struct {
 
 // Hierarchy owns the groups below root/wrenn.
 type Hierarchy struct {
+	root        string
 	dir         string // root/wrenn
 	controllers map[string]bool
 	events      *os.File // inotify, on the cgroup.events of busy groups
 	next        atomic.Uint64
+	joined      atomic.Bool // the daemon is in wrenn/system
+	origin      string      // where it was before; written once, before joined
 
 	mu   sync.Mutex
 	busy map[int32]*Group // guarded by mu; released groups with processes left, by watch
@@ -83,16 +98,19 @@ func Open(root string) (*Hierarchy, error) {
 		return nil, fmt.Errorf("%w: %s is not a cgroup2 mount", ErrUnusable, root)
 	}
 	h := &Hierarchy{
+		root:        root,
 		dir:         filepath.Join(root, top),
 		controllers: make(map[string]bool),
 		busy:        make(map[int32]*Group),
 	}
-	if err := h.makeClasses(); err != nil {
+	if err := h.makeGroups(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
 	removeEmpty(h.classDir(User))
 	removeEmpty(h.classDir(PTY))
-	h.enable(root)
+	h.vacate()
+	h.enable()
+	h.guard()
 	fd, err := linux.OpenInotify()
 	if err != nil {
 		return nil, fmt.Errorf("watch cgroups: %w", err)
@@ -101,9 +119,9 @@ func Open(root string) (*Hierarchy, error) {
 	return h, nil
 }
 
-// makeClasses makes the groups that leaves go below.
-func (h *Hierarchy) makeClasses() error {
-	for _, dir := range []string{h.dir, h.classDir(User), h.classDir(PTY)} {
+// makeGroups makes the hierarchy's own groups.
+func (h *Hierarchy) makeGroups() error {
+	for _, dir := range h.groups() {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make cgroup: %w", err)
 		}
@@ -111,14 +129,18 @@ func (h *Hierarchy) makeClasses() error {
 	return nil
 }
 
+// groups are the directories of the hierarchy's own groups, parents first.
+func (h *Hierarchy) groups() []string {
+	return []string{h.dir, h.classDir(User), h.classDir(PTY), filepath.Join(h.dir, system), filepath.Join(h.dir, socat)}
+}
+
 // enable turns on, level by level, the controllers we use. What cannot be
 // enabled is left out: limits of that kind are then refused.
-func (h *Hierarchy) enable(root string) {
+func (h *Hierarchy) enable() {
 	for _, c := range wanted {
 		on := true
-		for _, dir := range []string{root, h.dir, h.classDir(User), h.classDir(PTY)} {
-			file := filepath.Join(dir, "cgroup.subtree_control")
-			if err := os.WriteFile(file, []byte("+"+c), 0); err != nil {
+		for _, dir := range []string{h.root, h.dir, h.classDir(User), h.classDir(PTY)} {
+			if err := writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+c); err != nil {
 				on = false
 				break
 			}
@@ -180,7 +202,7 @@ func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
 		if errors.Is(err, unix.ENOENT) {
 			// Somebody removed our empty groups, such as another daemon that
 			// shared the root.
-			err = errors.Join(h.makeClasses(), unix.Mkdir(g.path, 0o755))
+			err = errors.Join(h.makeGroups(), unix.Mkdir(g.path, 0o755))
 		}
 		// EEXIST: an earlier daemon's leaf, still busy.
 		if err != nil && !errors.Is(err, unix.EEXIST) {
@@ -266,12 +288,14 @@ func (h *Hierarchy) sweep() {
 	}
 }
 
-// Close removes the hierarchy's own groups, as far as they are empty.
+// Close takes the daemon back to where it was and removes the hierarchy's own
+// groups, as far as they are empty.
 func (h *Hierarchy) Close() error {
 	_ = h.events.Close()
 	h.sweep()
+	h.leave()
 	var errs []error
-	for _, dir := range []string{h.classDir(User), h.classDir(PTY), h.dir} {
+	for _, dir := range slices.Backward(h.groups()) {
 		removeEmpty(dir)
 		err := unix.Rmdir(dir)
 		if err == nil || errors.Is(err, unix.ENOENT) || !ownLeft(dir) {

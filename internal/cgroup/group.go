@@ -267,13 +267,18 @@ func removeBelow(dir string) {
 }
 
 func (g *Group) write(file, value string) error {
-	fd, err := unix.Open(filepath.Join(g.path, file), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	return writeFile(filepath.Join(g.path, file), value)
+}
+
+// writeFile writes value to a control file in one write.
+func writeFile(file, value string) error {
+	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", file, err)
+		return fmt.Errorf("open %s: %w", filepath.Base(file), err)
 	}
 	defer func() { _ = unix.Close(fd) }()
 	if _, err := unix.Write(fd, []byte(value)); err != nil {
-		return fmt.Errorf("write %q to %s: %w", value, file, err)
+		return fmt.Errorf("write %q to %s: %w", value, filepath.Base(file), err)
 	}
 	return nil
 }

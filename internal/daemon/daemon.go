@@ -91,7 +91,13 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("start daemon: %w", err)
 	default:
 		log.Info("commands are tracked by cgroup", "root", cfg.CgroupRoot, "controllers", groups.Controllers())
-		g.add("cgroups", groups.Run, func(context.Context) error { return groups.Close() })
+		runGroups := func(ctx context.Context) error {
+			if err := groups.Join(cfg.Firecracker); err != nil {
+				log.Info("commands may use up what the daemon needs", "reason", err)
+			}
+			return groups.Run(ctx)
+		}
+		g.add("cgroups", runGroups, func(context.Context) error { return groups.Close() })
 	}
 
 	settings := guest.NewStore(guest.Settings{User: "root", Env: map[string]string{
