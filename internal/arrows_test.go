@@ -41,7 +41,8 @@ var arrows = map[string]rule{
 		"internal/metrics", "internal/mmds", "internal/ports", "internal/process", "internal/reap",
 		"internal/server", "internal/snapshot", "internal/watch",
 	}},
-	// linux only for TCP_INFO, by which the server tells dead peers.
+	// linux only for TCP_INFO, by which the server tells dead peers, and for the
+	// interface that a connection came in on.
 	"internal/server": {wire: true, imports: []string{"internal/linux"}},
 	// Not the server: api is served by whatever calls it.
 	"internal/api": {wire: true, imports: []string{

@@ -115,10 +115,14 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 
-	handler := api.New(api.Config{
+	wire := api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,
 		Cork: server.Cork,
-	})
+	}
+	if cfg.Firecracker {
+		wire.FromGuest = server.FromGuest
+	}
+	handler := api.New(wire)
 	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
 	if err != nil {
 		table.Close(ctx) // nothing runs in it yet; the group does not have it

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,9 @@ type conn struct {
 	writing atomic.Bool
 	timer   *time.Timer // runs check while writing
 	strikes int         // check's own; it does not overlap itself
+
+	judge    sync.Once // of FromGuest
+	fromHost bool      // set by judge
 }
 
 // Cork makes the connection of the request with that context hold incomplete
