@@ -14,8 +14,6 @@ import (
 	"net/http"
 
 	"connectrpc.com/connect"
-	"connectrpc.com/grpchealth"
-	"connectrpc.com/grpcreflect"
 
 	"github.com/wrenn/envd/gen/filesystem/filesystemconnect"
 	"github.com/wrenn/envd/gen/process/processconnect"
@@ -44,24 +42,22 @@ type Config struct {
 
 // New makes the handler of everything the daemon serves.
 func New(cfg Config) http.Handler {
-	rpc := []connect.HandlerOption{
+	common := connect.WithHandlerOptions(
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithRecover(logPanic(cfg.Log)),
-		connect.WithRequestGate(userGate(cfg.Settings, cfg.Accounts)),
 		// Requests may be compressed; responses are not: output is sent the
 		// moment it is there, and one core cannot compress as fast as it comes.
 		connect.WithCompressMinBytes(math.MaxInt),
-	}
+	)
+	rpc := connect.WithHandlerOptions(common, connect.WithRequestGate(userGate(cfg.Settings, cfg.Accounts)))
 	services := []string{processconnect.ProcessName, filesystemconnect.FilesystemName}
-	reflector := grpcreflect.NewStaticReflector(append(services, grpchealth.HealthV1ServiceName)...)
 
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", health(cfg.Version))
 	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h, cfg.Cork))) }
-	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc...))
-	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc...))
-	mount(grpchealth.NewHandler(grpchealth.NewStaticChecker(services...)))
-	mount(grpcreflect.NewHandlerV1(reflector))
-	mount(grpcreflect.NewHandlerV1Alpha(reflector))
+	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc))
+	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc))
+	mountHealth(mount, services, common, handCodecs())
+	mountReflection(mount, append(services, grpcHealthName), common, handCodecs())
 	return tokenOnly(cfg.Settings, jsonErrors(mux))
 }

@@ -7,12 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"google.golang.org/grpc"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/descriptorpb"
 )
 
 // everyDaemon runs a test with every daemon.
@@ -170,73 +164,6 @@ func TestCORS(t *testing.T) {
 		}
 		if res.Header.Get("Access-Control-Allow-Origin") != "*" {
 			t.Errorf("headers %v", res.Header)
-		}
-	})
-}
-
-func TestGRPCHealth(t *testing.T) {
-	everyDaemon(t, func(t *testing.T, d *daemon) {
-		d.ours(t)
-		c := healthpb.NewHealthClient(dialGRPC(d))
-		for _, name := range []string{"", "process.Process", "filesystem.Filesystem"} {
-			res, err := c.Check(t.Context(), &healthpb.HealthCheckRequest{Service: name})
-			if err != nil || res.Status != healthpb.HealthCheckResponse_SERVING {
-				t.Errorf("%q: %v, %v", name, res, err)
-			}
-		}
-		if _, err := c.Check(t.Context(), &healthpb.HealthCheckRequest{Service: "nothing"}); err == nil {
-			t.Error("an unknown service is healthy")
-		}
-	})
-}
-
-func TestGRPCReflection(t *testing.T) {
-	everyDaemon(t, func(t *testing.T, d *daemon) {
-		d.ours(t)
-		s, err := reflectionpb.NewServerReflectionClient(dialGRPC(d)).ServerReflectionInfo(t.Context(), grpc.WaitForReady(true))
-		if err != nil {
-			t.Fatal(err)
-		}
-		ask := func(req *reflectionpb.ServerReflectionRequest) *reflectionpb.ServerReflectionResponse {
-			t.Helper()
-			if err := s.Send(req); err != nil {
-				t.Fatal(err)
-			}
-			res, err := s.Recv()
-			if err != nil {
-				t.Fatal(err)
-			}
-			return res
-		}
-		var names []string
-		for _, svc := range ask(&reflectionpb.ServerReflectionRequest{
-			MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{},
-		}).GetListServicesResponse().GetService() {
-			names = append(names, svc.Name)
-		}
-		for _, want := range []string{"process.Process", "filesystem.Filesystem", "grpc.health.v1.Health"} {
-			if !slices.Contains(names, want) {
-				t.Errorf("%s is not in %v", want, names)
-			}
-		}
-		files := ask(&reflectionpb.ServerReflectionRequest{
-			MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: "process.Process"},
-		}).GetFileDescriptorResponse().GetFileDescriptorProto()
-		found := false
-		for _, b := range files {
-			fd := &descriptorpb.FileDescriptorProto{}
-			if err := proto.Unmarshal(b, fd); err != nil {
-				t.Fatal(err)
-			}
-			for _, svc := range fd.Service {
-				found = found || svc.GetName() == "Process" && len(svc.Method) == 8
-			}
-		}
-		if !found {
-			t.Error("no descriptor of the service with its eight methods")
-		}
-		if err := s.CloseSend(); err != nil {
-			t.Error(err)
 		}
 	})
 }
