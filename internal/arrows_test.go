@@ -37,7 +37,7 @@ var arrows = map[string]rule{
 
 	"internal": {},
 	"internal/daemon": {wire: true, imports: []string{
-		"gen", "internal/api", "internal/cgroup", "internal/filesystem", "internal/guest", "internal/linux",
+		"gen", "internal/api", "internal/boot", "internal/cgroup", "internal/filesystem", "internal/guest", "internal/linux",
 		"internal/metrics", "internal/mmds", "internal/ports", "internal/process", "internal/reap",
 		"internal/server", "internal/snapshot", "internal/watch",
 	}},
@@ -56,6 +56,7 @@ var arrows = map[string]rule{
 	"internal/watch":      {imports: []string{"internal/linux"}},
 	"internal/ports":      {imports: []string{"internal/linux"}},
 	"internal/snapshot":   {},
+	"internal/boot":       {imports: []string{"internal/linux"}},
 	"internal/guest":      {imports: []string{"internal/linux"}},
 	"internal/mmds":       {imports: []string{"internal/linux"}, wire: true},
 	"internal/metrics":    {imports: []string{"internal/linux"}},

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/api"
+	"github.com/wrenn/envd/internal/boot"
 	"github.com/wrenn/envd/internal/cgroup"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/linux"
@@ -62,6 +63,9 @@ var ignored = []os.Signal{unix.SIGPIPE, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2,
 // Run serves until a signal or ctx ends it.
 func Run(ctx context.Context, cfg Config) error {
 	log := cfg.Log
+	if cfg.Firecracker && os.Getpid() == 1 {
+		boot.Up(log)
+	}
 	ctx, stop := signal.NotifyContext(ctx, ending...)
 	defer stop()
 	drop := make(chan os.Signal, 1)

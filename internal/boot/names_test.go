@@ -1,0 +1,72 @@
+package boot
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestAddHost(t *testing.T) {
+	const localhost = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	for _, tc := range []struct{ name, text, want string }{
+		{"no file", "", localhost + "127.0.1.1\tbox\n"},
+		{"all there", "127.0.0.1 localhost BOX # mine\n", "127.0.0.1 localhost BOX # mine\n"},
+		{"only in a comment", "127.0.0.1 localhost # box\n", "127.0.0.1 localhost # box\n127.0.1.1\tbox\n"},
+		{"no newline at the end", "127.0.0.1 localhost", "127.0.0.1 localhost\n127.0.1.1\tbox\n"},
+		{"an address is no name", "box 127.0.0.1\n", "box 127.0.0.1\n" + localhost + "127.0.1.1\tbox\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			if got := addHost(tc.text, "box"); got != tc.want {
+				t.Errorf("got\n%swant\n%s", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestWriteResolver(t *testing.T) {
+	const pnp = "#MANUAL\nnameserver 10.0.0.53\nnameserver 0.0.0.0\nbootserver 0.0.0.0\n"
+	servers := []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")}
+	for _, tc := range []struct {
+		name, old, link, pnp string
+		servers              []netip.Addr
+		want                 string
+	}{
+		{name: "default", want: "nameserver 8.8.8.8\n"},
+		{name: "kernel's", pnp: pnp, want: "nameserver 10.0.0.53\n"},
+		{name: "ours first", pnp: pnp, servers: servers, want: "nameserver 192.0.2.1\nnameserver 2001:db8::1\n"},
+		{name: "there is one", old: "nameserver 192.0.2.9\n", servers: servers, want: "nameserver 192.0.2.9\n"},
+		{name: "empty", old: "\n", want: "nameserver 8.8.8.8\n"},
+		{name: "a link to nothing", link: "../run/nowhere/resolv.conf", want: "nameserver 8.8.8.8\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			file, kernel := filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "pnp")
+			if tc.old != "" {
+				write(t, file, tc.old)
+			}
+			if tc.pnp != "" {
+				write(t, kernel, tc.pnp)
+			}
+			if tc.link != "" {
+				if err := os.Symlink(tc.link, file); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := writeResolver(file, kernel, tc.servers); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(file)
+			if err != nil || string(got) != tc.want {
+				t.Errorf("got %q, %v, want %q", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func write(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
