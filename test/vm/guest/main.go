@@ -1,0 +1,77 @@
+// Command guest is the program that tests run inside a machine which has no
+// other: each of its parts is what a shell and its tools would do elsewhere.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// parts are what the first argument names.
+var parts = map[string]func(args []string) error{
+	"cat":     cat,
+	"resolve": resolve,
+	"tty":     tty,
+}
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "guest:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) == 0 {
+		return errors.New("which part?")
+	}
+	part, ok := parts[args[0]]
+	if !ok {
+		return fmt.Errorf("no part %q", args[0])
+	}
+	return part(args[1:])
+}
+
+// cat prints files, and says which does not exist.
+func cat(args []string) error {
+	for _, file := range args {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stdout.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resolve prints the addresses of a name.
+func resolve(args []string) error {
+	addrs, err := net.DefaultResolver.LookupHost(context.Background(), strings.Join(args, " "))
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Println(strings.Join(addrs, " "))
+	return err
+}
+
+// tty prints the name and the size of the terminal it runs on.
+func tty([]string) error {
+	name, err := os.Readlink("/proc/self/fd/0")
+	if err != nil {
+		return err
+	}
+	size, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Printf("%s %dx%d\n", name, size.Col, size.Row)
+	return err
+}
