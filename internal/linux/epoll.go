@@ -54,8 +54,8 @@ func (e *Epoll) control(op, fd int, id int32) error {
 	return nil
 }
 
-// Wait waits until something is there, and answers the ids, in buf. It returns
-// os.ErrClosed after Close.
+// Wait waits until something is there, and answers the ids, in buf. It fails
+// after Close.
 func (e *Epoll) Wait(buf []unix.EpollEvent) (n int, err error) {
 	pollErr := e.conn.Read(func(ep uintptr) bool {
 		n, err = retryInt(func() (int, error) { return unix.EpollWait(int(ep), buf, 0) })

@@ -100,3 +100,12 @@ func CloseOnExecFrom(first uint) error {
 	}
 	return nil
 }
+
+// FileLimit is how many descriptors this process may have open.
+func FileLimit() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0 // cannot fail: the resource exists
+	}
+	return int(min(limit.Cur, math.MaxInt32))
+}
