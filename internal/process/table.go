@@ -36,6 +36,8 @@ type Config struct {
 	Retain time.Duration
 	// Ended, when not nil, is called after each end. It does not block.
 	Ended func(*Process)
+	// Started, when not nil, is called after each start. It does not block.
+	Started func()
 }
 
 // DefaultConfig is what the wire contract promises.
@@ -57,6 +59,7 @@ type Table struct {
 	wg     sync.WaitGroup // the poller, starts and timers
 
 	lingering atomic.Int32 // readers that wait in pull
+	unsettled atomic.Int32 // processes of which something is left
 
 	mu      sync.Mutex
 	closing bool                  // guarded by mu, as is all below
@@ -281,6 +284,10 @@ func (t *Table) after(d time.Duration, f func()) (stop func()) {
 
 // register makes p known, and tells whether the table is being closed.
 func (t *Table) register(p *Process) (closing bool) {
+	t.unsettled.Add(1)
+	if t.cfg.Started != nil {
+		t.cfg.Started()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all[p.serial] = p
@@ -386,8 +393,12 @@ func (t *Table) expire() {
 	t.armLocked()
 }
 
+// Unsettled is how many processes run or have left something behind that does.
+func (t *Table) Unsettled() int { return int(t.unsettled.Load()) }
+
 // settled forgets p if its time is over.
 func (t *Table) settled(p *Process) {
+	t.unsettled.Add(-1)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
