@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 
 	"github.com/wrenn/envd/internal/daemon"
@@ -34,6 +35,7 @@ func run(args []string) int {
 	showCommit := fs.Bool("commit", false, "print the commit and exit")
 	fs.StringVar(&cfg.Command, "cmd", "", "`command` to run through the shell at start-up")
 	fs.StringVar(&cfg.CgroupRoot, "cgroup-root", "/sys/fs/cgroup", "cgroup v2 `directory` to manage")
+	fs.TextVar(&cfg.ForwardIP, "forward-ip", netip.AddrFrom4([4]byte{169, 254, 0, 21}), "`address` where ports on loopback become reachable, empty for nowhere")
 	fs.IntVar(&output.Window, "output-window", output.Window, "output kept per process, in `bytes`")
 	fs.Int64Var(&output.Total, "output-total", output.Total, "output kept of all processes together, in `bytes`")
 	fs.DurationVar(&output.Retain, "output-retain", output.Retain, "how `long` an ended process and its output are kept, 30s or more")

@@ -18,6 +18,7 @@ import (
 	"github.com/wrenn/envd/gen/filesystem/filesystemconnect"
 	"github.com/wrenn/envd/gen/process/processconnect"
 	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
 )
 
@@ -30,7 +31,9 @@ type Config struct {
 	Settings  *guest.Store
 	Accounts  *guest.Accounts
 	Processes *process.Table
-	Log       *slog.Logger
+	// Ports is nil where the kernel does not tell of them.
+	Ports *ports.Forwarder
+	Log   *slog.Logger
 	// Cork, when not nil, makes the connection of a request hold incomplete
 	// segments back until it is called again with false. For HTTP/1.1 only.
 	Cork func(ctx context.Context, on bool)
@@ -54,6 +57,7 @@ func New(cfg Config) http.Handler {
 
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", health(cfg.Version))
+	mux.Handle("GET /ports", listPorts(cfg.Ports))
 	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h, cfg.Cork))) }
 	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc))
 	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc))

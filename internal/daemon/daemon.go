@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strconv"
@@ -24,6 +25,7 @@ import (
 	"github.com/wrenn/envd/internal/cgroup"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/linux"
+	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
 	"github.com/wrenn/envd/internal/reap"
 	"github.com/wrenn/envd/internal/server"
@@ -39,6 +41,9 @@ type Config struct {
 	// Command is run through the shell at start-up; "" for none.
 	Command    string
 	CgroupRoot string
+	// ForwardIP is where loopback ports become reachable; the zero Addr for
+	// nowhere.
+	ForwardIP netip.Addr
 	// Output limits what is kept of processes' output.
 	Output process.Config
 	Log    *slog.Logger
@@ -114,14 +119,25 @@ func Run(ctx context.Context, cfg Config) error {
 		trim.touch()
 		log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
 	}
+	var forwarder *ports.Forwarder
+	cfg.Output.Started = func() {
+		if forwarder != nil {
+			forwarder.Touch()
+		}
+	}
 	table, err := process.OpenTable(cfg.Output, reaper, groups)
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 
+	if forwarder, err = openPorts(cfg, table); err != nil {
+		table.Close(ctx) // nothing runs in it yet; the group does not have it
+		return fmt.Errorf("start daemon: %w", err)
+	}
+
 	wire := api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,
-		Cork: server.Cork,
+		Cork: server.Cork, Ports: forwarder,
 	}
 	if cfg.Firecracker {
 		wire.FromGuest = server.FromGuest
@@ -129,11 +145,17 @@ func Run(ctx context.Context, cfg Config) error {
 	handler := api.New(wire)
 	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
 	if err != nil {
+		if forwarder != nil {
+			_ = forwarder.Close() // it has not run
+		}
 		table.Close(ctx) // nothing runs in it yet; the group does not have it
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	// Closed in reverse: first processes, so that readers get their ends.
 	g.add("server", srv.Run, func(ctx context.Context) error { return srv.Close(ctx, process.ErrClosed) })
+	if forwarder != nil {
+		g.add("ports", forwarder.Run, func(context.Context) error { return forwarder.Close() })
+	}
 	g.add("memory", trim.run, nil)
 	g.add("processes", nil, func(ctx context.Context) error { table.Close(ctx); return nil })
 
