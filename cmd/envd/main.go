@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 
 	"github.com/wrenn/envd/internal/daemon"
 	"github.com/wrenn/envd/internal/process"
@@ -22,6 +23,9 @@ const version = "0.9.0"
 var commit = "unknown"
 
 func main() {
+	if filepath.Base(os.Args[0]) == "sync" {
+		os.Exit(sync(os.Args[1:]))
+	}
 	os.Exit(run(os.Args[1:]))
 }
 
@@ -41,18 +45,16 @@ func run(args []string) int {
 	fs.DurationVar(&output.Retain, "output-retain", output.Retain, "how `long` an ended process and its output are kept, 30s or more")
 	var level slog.Level
 	fs.TextVar(&level, "log-level", slog.LevelInfo, "least `level` to log: DEBUG, INFO, WARN or ERROR")
-	switch err := fs.Parse(args); {
+	isInit := os.Getpid() == 1
+	switch err := parse(fs, args, isInit); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
-	case fs.NArg() > 0:
-		fmt.Fprintf(os.Stderr, "envd: unexpected argument %q; all settings are flags\n", fs.Arg(0))
-		return 2
-	case *showVersion:
+	case *showVersion && !isInit:
 		fmt.Println(version)
 		return 0
-	case *showCommit:
+	case *showCommit && !isInit:
 		fmt.Println(commit)
 		return 0
 	}

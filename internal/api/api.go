@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -41,6 +42,9 @@ type Config struct {
 	// the guest. Nil means that none does: outside Firecracker, host and guest
 	// are one machine.
 	FromGuest func(ctx context.Context) bool
+	// Shutdown takes the machine down; nil where the daemon is not its init.
+	// It returns at once.
+	Shutdown func(grace time.Duration, restart bool)
 }
 
 // New makes the handler of everything the daemon serves.
@@ -58,6 +62,7 @@ func New(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", health(cfg.Version))
 	mux.Handle("GET /ports", listPorts(cfg.Ports))
+	mux.Handle("POST /shutdown", cfg.hostOnly(http.HandlerFunc(cfg.shutdown)))
 	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h, cfg.Cork))) }
 	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc))
 	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc))

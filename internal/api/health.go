@@ -8,6 +8,7 @@ import (
 // features names what we have beyond the shared wire contract.
 var features = []string{
 	"ports",                     // GET /ports, also as an event stream
+	"machine.shutdown",          // POST /shutdown
 	"process.end_event_details", // EndEvent output_open, oom_killed, usage
 	"process.kill_after",        // SendSignalRequest.kill_after_ms
 	"process.limits",            // StartRequest.limits

@@ -57,22 +57,25 @@ const (
 	quietSpell = 3 * time.Second
 )
 
-// ending are the signals that end the daemon. It handles them all, since the
-// kernel drops for PID 1 what has no handler.
-var ending = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT}
-
 // ignored are handled and forgotten. SIG_IGN would do for the daemon, but
 // children would inherit it.
 var ignored = []os.Signal{unix.SIGPIPE, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM}
 
-// Run serves until a signal or ctx ends it.
-func Run(ctx context.Context, cfg Config) error {
+// Run serves until a signal or ctx ends it. As the init of a machine, which is
+// PID 1 inside Firecracker, it prepares the machine first and takes it down in
+// the end: then it does not return.
+func Run(ctx context.Context, cfg Config) (err error) {
 	log := cfg.Log
-	if cfg.Firecracker && os.Getpid() == 1 {
+	end := &end{isInit: cfg.Firecracker && os.Getpid() == 1}
+	ctx, end.cancel = context.WithCancel(ctx)
+	defer end.cancel()
+	if end.isInit {
+		defer end.down(log, &err)
+	}
+	defer end.onSignal()()
+	if end.isInit {
 		boot.Up(log)
 	}
-	ctx, stop := signal.NotifyContext(ctx, ending...)
-	defer stop()
 	drop := make(chan os.Signal, 1)
 	signal.Notify(drop, ignored...)
 	defer signal.Stop(drop)
@@ -142,6 +145,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if cfg.Firecracker {
 		wire.FromGuest = server.FromGuest
 	}
+	if end.isInit {
+		wire.Shutdown = end.begin
+	}
 	handler := api.New(wire)
 	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
 	if err != nil {
@@ -157,7 +163,7 @@ func Run(ctx context.Context, cfg Config) error {
 		g.add("ports", forwarder.Run, func(context.Context) error { return forwarder.Close() })
 	}
 	g.add("memory", trim.run, nil)
-	g.add("processes", nil, func(ctx context.Context) error { table.Close(ctx); return nil })
+	g.add("processes", nil, func(context.Context) error { return end.processes(table) })
 
 	log.Info("envd is ready", "version", cfg.Version, "commit", cfg.Commit, "address", srv.Addr().String(), "firecracker", cfg.Firecracker)
 	if cfg.Command != "" {

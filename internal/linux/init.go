@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"unsafe"
@@ -73,4 +74,20 @@ func Reboot(cmd int) error {
 		return fmt.Errorf("reboot %#x: %w", cmd, err)
 	}
 	return nil
+}
+
+// SyncAll writes the named files out, or all file systems when there are none.
+func SyncAll(files ...string) error {
+	if len(files) == 0 {
+		unix.Sync()
+	}
+	var errs []error
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

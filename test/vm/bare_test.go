@@ -1,10 +1,17 @@
 package vm
 
 import (
+	"context"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	pb "github.com/wrenn/envd/gen/process"
 )
@@ -16,15 +23,88 @@ func needsRoot(t *testing.T) {
 	}
 }
 
+// modulesParam has the daemon load modules.
+func modulesParam(names ...string) string { return "envd.modules=" + strings.Join(names, ",") }
+
 // TestBare boots an image that holds only the daemon, and what the kernel needs
 // of it.
 func TestBare(t *testing.T) {
 	needsRoot(t)
-	m := boot(t, image{initrd: env.bare, params: []string{"envd.modules=" + strings.Join(bareModules, ",")}})
+	m := boot(t, image{initrd: env.bare, params: []string{modulesParam(bareModules...)}})
 	t.Run("boot", func(t *testing.T) { checkBoot(t, m) })
-	t.Run("mounts", func(t *testing.T) { checkMounts(t, m) })
+	t.Run("mounts", func(t *testing.T) { checkMounts(t, m, "/tmp tmpfs rw,nosuid,nodev") })
 	t.Run("names", func(t *testing.T) { checkNames(t, m, "capsule") })
 	t.Run("terminal", func(t *testing.T) { checkTerminal(t, m) })
+	t.Run("sync", func(t *testing.T) { m.output(t, "/bin/sync") })
+	t.Run("orphans", func(t *testing.T) { checkOrphans(t, m) })
+	t.Run("Ctrl-Alt-Del", func(t *testing.T) {
+		m.press(t, "ctrl", "alt", "delete")
+		if how := m.ended(t); how != "guest-reset" {
+			t.Errorf("the machine ended by %q", how)
+		}
+	})
+}
+
+// TestFatal checks that the host sees why the daemon died: the stack comes to
+// the console before the machine goes down, which it does by itself.
+func TestFatal(t *testing.T) {
+	needsRoot(t)
+	m := boot(t, image{initrd: env.bare, params: []string{modulesParam(bareModules...)}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { // without an end: it goes with the daemon
+		_, _ = m.run(ctx, request("/guest", "signal", strconv.Itoa(int(unix.SIGABRT)), "1"))
+	})
+	defer wg.Wait()
+	defer cancel()
+	for _, want := range []string{"SIGABRT: abort", "daemon.Run(", "Attempted to kill init!"} {
+		if err := m.console.wait(want, stepLimit); err != nil {
+			t.Error(err)
+		}
+	}
+	if how := m.ended(t); how != "guest-panic" && how != "guest-reset" {
+		t.Errorf("the machine ended by %q", how)
+	}
+}
+
+// TestDisk boots from an ext4 file system with little more on it than the
+// daemon, and wants it whole after the shutdown that a host asks for.
+func TestDisk(t *testing.T) {
+	needsRoot(t)
+	disk := makeDisk(t, 64, func(dir string) { install(t, dir, bareModules...) })
+	m := boot(t, image{disk: disk, params: []string{modulesParam(bareModules...), "envd.hostname=box"}})
+	t.Run("boot", func(t *testing.T) { checkBoot(t, m) })
+	t.Run("mounts", func(t *testing.T) { checkMounts(t, m, "/ ext4 rw") })
+	t.Run("names", func(t *testing.T) { checkNames(t, m, "box") })
+	t.Run("shutdown", func(t *testing.T) { checkShutdown(t, m, disk) })
+}
+
+// checkShutdown shuts the machine down while one program ignores SIGTERM and
+// another has just written a file.
+func checkShutdown(t *testing.T, m *machine, disk string) {
+	const grace = time.Second
+	stubborn, err := m.Start(t.Context(), request("/guest", "stubborn"))
+	must(t, err)
+	if e, err := stubborn.Next(t.Context()); err != nil || e.GetData() == nil {
+		t.Fatalf("%v, %v", e, err)
+	}
+	m.output(t, "/guest", "write", "/written", "to be kept")
+	began := time.Now()
+	must(t, m.Shutdown(t.Context(), grace, false))
+	r, err := finish(t.Context(), stubborn)
+	if took := time.Since(began); err != nil || r.end.GetStatus() != "signal: killed" || took < grace {
+		t.Errorf("after %v the stubborn one has ended with %v, %v", took, r.end, err)
+	}
+	if how := m.ended(t); how != "guest-shutdown" {
+		t.Errorf("the machine ended by %q", how)
+	}
+	if log := m.console.String(); strings.Contains(log, "not unmounted") || strings.Contains(log, "do not end") {
+		t.Errorf("the console says:\n%s", log)
+	}
+	checkClean(t, disk)
+	if out := tool(t, "debugfs", "-R", "cat /written", disk); !strings.Contains(out, "to be kept") {
+		t.Errorf("the file holds %q", out)
+	}
 }
 
 // checkBoot wants a boot of which no step went wrong.
@@ -32,27 +112,27 @@ func checkBoot(t *testing.T, m *machine) {
 	if log := m.console.String(); strings.Contains(log, "boot step did not work") || !strings.Contains(log, "envd is ready") {
 		t.Errorf("the console says:\n%s", log)
 	}
-	if out := m.output(t, "/guest", "cat", "/proc/1/comm", "/proc/1/oom_score_adj"); out != "init\n100\n" && out != "envd\n100\n" {
+	if out := m.output(t, "/guest", "cat", "/proc/1/comm", "/proc/1/oom_score_adj"); out != "init\n100\n" {
 		t.Errorf("init is %q", out)
 	}
 }
 
 // checkMounts looks for every file system that is to be there, in its mode.
-func checkMounts(t *testing.T, m *machine) {
+func checkMounts(t *testing.T, m *machine, more string) {
 	mounts := m.output(t, "/guest", "cat", "/proc/mounts")
 	for _, want := range []string{
 		`/proc proc rw,nosuid,nodev,noexec`, `/sys sysfs rw,nosuid,nodev,noexec`, `/dev devtmpfs rw,nosuid`,
 		`/dev/pts devpts rw,nosuid,noexec,relatime,gid=5,mode=620,ptmxmode=666`, `/dev/shm tmpfs rw,nosuid,nodev`,
-		`/tmp tmpfs rw,nosuid,nodev`, `/run tmpfs rw,nosuid,nodev.*,mode=755`, `/sys/fs/cgroup cgroup2 .*memory_recursiveprot`,
+		`/run tmpfs rw,nosuid,nodev.*,mode=755`, `/sys/fs/cgroup cgroup2 .*memory_recursiveprot`, more,
 	} {
 		if n := len(regexp.MustCompile(`(?m) `+want).FindAllString(mounts, -1)); n != 1 {
 			t.Errorf("%d mounts of %s in\n%s", n, want, mounts)
 		}
 	}
-	const control = "/sys/fs/cgroup/cgroup.subtree_control"
+	control := m.output(t, "/guest", "cat", "/sys/fs/cgroup/cgroup.subtree_control")
 	for _, controller := range []string{"cpu", "io", "memory", "pids"} {
-		if out := m.output(t, "/guest", "cat", control); !strings.Contains(out, controller) {
-			t.Errorf("%s is not delegated: %q", controller, out)
+		if !strings.Contains(control, controller) {
+			t.Errorf("%s is not delegated: %q", controller, control)
 		}
 	}
 }
@@ -76,7 +156,7 @@ func checkNames(t *testing.T, m *machine, name string) {
 	}
 }
 
-// checkTerminal opens one as root and as nobody.
+// checkTerminal opens one.
 func checkTerminal(t *testing.T, m *machine) {
 	req := request("/guest", "tty")
 	req.Pty = &pb.PTY{Size: &pb.PTY_Size{Cols: 81, Rows: 25}}
@@ -84,4 +164,42 @@ func checkTerminal(t *testing.T, m *machine) {
 	if err != nil || r.end.ExitCode != 0 || strings.TrimSpace(r.output) != "/dev/pts/0 81x25" {
 		t.Errorf("%q, %v, %v", r.output, r.end, err)
 	}
+}
+
+// checkOrphans leaves 1,000 processes to init, and wants to see none of them
+// later.
+func checkOrphans(t *testing.T, m *machine) {
+	const number = 1000
+	cmd, err := m.Start(t.Context(), request("/guest", "orphans", strconv.Itoa(number)))
+	must(t, err)
+	defer cmd.Close()
+	if r, err := finish(t.Context(), cmd); err != nil || r.end.ExitCode != 0 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	for end := time.Now().Add(stepLimit); ; {
+		r, pid := m.children(t)
+		if pid < int(cmd.Pid())+number {
+			t.Fatalf("process %d comes after %d and its orphans: there were not so many", pid, cmd.Pid())
+		}
+		if len(r) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("children of init are left: %v", r)
+		}
+	}
+}
+
+// children lists those of init but for the process that looks, whose pid it
+// answers as well.
+func (m *machine) children(t *testing.T) (others []string, pid int) {
+	t.Helper()
+	out := m.output(t, "/guest", "cat", "/proc/1/task/1/children", "/proc/self/stat")
+	children, stat, _ := strings.Cut(out, " (")
+	all := strings.Fields(children)
+	pid, err := strconv.Atoi(all[len(all)-1]) // stat begins with the pid
+	if err != nil {
+		t.Fatalf("%v in %q (%s", err, children, stat)
+	}
+	return slices.DeleteFunc(all, func(s string) bool { return s == strconv.Itoa(pid) }), pid
 }

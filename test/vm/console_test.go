@@ -2,9 +2,11 @@ package vm
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
+	"time"
 )
 
 // console collects what a machine writes to its serial port.
@@ -39,4 +41,27 @@ func (c *console) String() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return strings.ReplaceAll(c.text.String(), "\r", "")
+}
+
+// wait returns once the console has shown what, from the given place on.
+func (c *console) wait(what string, limit time.Duration) error {
+	over := time.After(limit)
+	for {
+		c.mu.Lock()
+		found, more := bytes.Contains(c.text.Bytes(), []byte(what)), c.more
+		c.mu.Unlock()
+		if found {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-c.done:
+			if strings.Contains(c.String(), what) {
+				return nil
+			}
+			return fmt.Errorf("the machine ended without %q on its console", what)
+		case <-over:
+			return fmt.Errorf("no %q on the console", what)
+		}
+	}
 }

@@ -65,6 +65,8 @@ func (a *archive) file(name string, mode fs.FileMode, content []byte) {
 	a.entry(name, 0o100000|uint32(mode.Perm()), content)
 }
 
+func (a *archive) link(name, target string) { a.entry(name, 0o120777, []byte(target)) }
+
 // copyFile adds the machine's file under that name.
 func (a *archive) copyFile(name, from string, mode fs.FileMode) {
 	b, err := os.ReadFile(from)

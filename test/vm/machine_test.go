@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -153,6 +154,44 @@ func (m *machine) kill() {
 		_ = m.mon.conn.Close()
 	}
 	m.link.fresh()
+}
+
+// press presses keys at once, as a host does.
+func (m *machine) press(t testing.TB, keys ...string) {
+	t.Helper()
+	var list []map[string]string
+	for _, k := range keys {
+		list = append(list, map[string]string{"type": "qcode", "data": k})
+	}
+	_, err := m.mon.command("send-key", map[string]any{"keys": list})
+	must(t, err)
+}
+
+// ended waits until the guest has ended the machine, and tells how.
+func (m *machine) ended(t testing.TB) (reason string) {
+	t.Helper()
+	must(t, m.mon.conn.SetDeadline(time.Now().Add(stepLimit)))
+	for m.mon.in.Scan() {
+		var e struct {
+			Event string `json:"event"`
+			Data  struct {
+				Reason string `json:"reason"`
+			} `json:"data"`
+		}
+		must(t, json.Unmarshal(m.mon.in.Bytes(), &e))
+		if e.Event == "SHUTDOWN" {
+			reason = e.Data.Reason
+		}
+	}
+	select {
+	case <-m.exited:
+	case <-time.After(stepLimit):
+		t.Fatalf("the machine has not ended; %q", reason)
+	}
+	if m.err != nil {
+		t.Errorf("QEMU: %v", m.err)
+	}
+	return reason
 }
 
 func must(t testing.TB, err error) {

@@ -69,6 +69,7 @@ func prepare(dir string) (err error) {
 	}
 	return initramfs(env.bare, func(a *archive) {
 		a.copyFile("init", env.envd, 0o755)
+		a.link("bin/sync", "/init")
 		a.copyFile("guest", env.guest, 0o755)
 		for _, file := range files {
 			a.copyFile(env.kernel.inImage(file), file, 0o644)

@@ -8,16 +8,23 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // parts are what the first argument names.
 var parts = map[string]func(args []string) error{
-	"cat":     cat,
-	"resolve": resolve,
-	"tty":     tty,
+	"cat":      cat,
+	"resolve":  resolve,
+	"tty":      tty,
+	"write":    write,
+	"signal":   sendSignal,
+	"stubborn": stubborn,
+	"orphans":  orphans,
 }
 
 func main() {
@@ -52,6 +59,9 @@ func cat(args []string) error {
 	return nil
 }
 
+// write writes a text to a file.
+func write(args []string) error { return os.WriteFile(args[0], []byte(args[1]), 0o644) }
+
 // resolve prints the addresses of a name.
 func resolve(args []string) error {
 	addrs, err := net.DefaultResolver.LookupHost(context.Background(), strings.Join(args, " "))
@@ -74,4 +84,47 @@ func tty([]string) error {
 	}
 	_, err = fmt.Printf("%s %dx%d\n", name, size.Col, size.Row)
 	return err
+}
+
+// sendSignal sends a signal to a process, both by number.
+func sendSignal(args []string) error {
+	sig, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	return unix.Kill(pid, unix.Signal(sig))
+}
+
+// stubborn ignores what asks it to end, and says when it does.
+func stubborn([]string) error {
+	signal.Ignore(unix.SIGTERM, unix.SIGHUP, unix.SIGINT)
+	fmt.Println("here to stay")
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+// orphans leaves that many processes to init, each in a session of its own.
+// They are forked without more, which is safe while they make nothing but
+// system calls: an exec of each would take the machine minutes.
+func orphans(args []string) error {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	for range n {
+		pid, _, errno := unix.RawSyscall(unix.SYS_FORK, 0, 0, 0)
+		switch {
+		case errno != 0:
+			return errno
+		case pid == 0:
+			unix.RawSyscall(unix.SYS_SETSID, 0, 0, 0)
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+	}
+	return nil
 }
