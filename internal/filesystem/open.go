@@ -20,7 +20,8 @@ type File struct {
 
 	// Generated says that the kernel makes up the contents as they are read,
 	// so that Size means nothing: files of /proc report none, those of /sys a
-	// page. Read to the end.
+	// page. Read to the end, which may never come: where a read waits, it has
+	// deadlines and ends with Close.
 	Generated bool
 
 	inode uint64
@@ -49,7 +50,13 @@ func openFile(path string) (*File, error) {
 	if err := checkRegular(st.Mode); err != nil {
 		return nil, err
 	}
-	file, err := reopen(fd, path, unix.O_RDONLY)
+	flags, gen := unix.O_RDONLY, generated(fd, &st)
+	if gen {
+		// Some of them wait for news: such a read can then be given a deadline,
+		// and ends when the file is closed.
+		flags |= unix.O_NONBLOCK
+	}
+	file, err := reopen(fd, path, flags)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +65,7 @@ func openFile(path string) (*File, error) {
 		Path:      path,
 		Size:      st.Size,
 		ModTime:   time.Unix(st.Mtim.Unix()),
-		Generated: generated(fd, &st),
+		Generated: gen,
 		inode:     st.Ino,
 	}, nil
 }

@@ -1,6 +1,7 @@
 package filesystem
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -184,5 +185,30 @@ func TestOpenAsUserReadsThroughDo(t *testing.T) {
 	wantErr(t, err, fs.ErrPermission)
 	if _, err := as(bob, dir, true).Open(fmt.Sprintf("/proc/%d/environ", os.Getpid())); err == nil {
 		t.Error("bob reads the daemon's environment")
+	}
+}
+
+// TestOpenWaitingFile: a read of a file that waits for the kernel's news ends at
+// a deadline, and with Close.
+func TestOpenWaitingFile(t *testing.T) {
+	dir := mount(t, "-t", "tracefs", "none")
+	f, err := (&View{}).Open(filepath.Join(dir, "trace_pipe"))
+	must(t, err)
+	if !f.Generated {
+		t.Error("not taken for generated")
+	}
+	must(t, f.SetReadDeadline(time.Now().Add(10*time.Millisecond)))
+	if n, err := f.Read(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+	must(t, f.SetReadDeadline(time.Time{}))
+	ended := make(chan error)
+	go func() {
+		_, err := f.Read(make([]byte, 100))
+		ended <- err
+	}()
+	must(t, f.Close())
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("read ended with %v", err)
 	}
 }
