@@ -40,6 +40,7 @@ func run(args []string) int {
 	fs.StringVar(&cfg.Command, "cmd", "", "`command` to run through the shell at start-up")
 	fs.StringVar(&cfg.CgroupRoot, "cgroup-root", "/sys/fs/cgroup", "cgroup v2 `directory` to manage")
 	fs.TextVar(&cfg.ForwardIP, "forward-ip", netip.AddrFrom4([4]byte{169, 254, 0, 21}), "`address` where ports on loopback become reachable, empty for nowhere")
+	fs.BoolVar(&cfg.UserAccess, "user-access", false, "requests reach only files that their user may reach")
 	fs.IntVar(&output.Window, "output-window", output.Window, "output kept per process, in `bytes`")
 	fs.Int64Var(&output.Total, "output-total", output.Total, "output kept of all processes together, in `bytes`")
 	fs.DurationVar(&output.Retain, "output-retain", output.Retain, "how `long` an ended process and its output are kept, 30s or more")

@@ -45,6 +45,8 @@ type Config struct {
 	// Shutdown takes the machine down; nil where the daemon is not its init.
 	// It returns at once.
 	Shutdown func(grace time.Duration, restart bool)
+	// UserAccess limits file operations to what the user itself may do.
+	UserAccess bool
 }
 
 // New makes the handler of everything the daemon serves.
@@ -63,6 +65,7 @@ func New(cfg Config) http.Handler {
 	mux.Handle("GET /health", health(cfg.Version))
 	mux.Handle("GET /ports", listPorts(cfg.Ports))
 	mux.Handle("POST /shutdown", cfg.hostOnly(http.HandlerFunc(cfg.shutdown)))
+	(&fileTransfer{cfg}).route(mux)
 	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h, cfg.Cork))) }
 	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc))
 	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc))

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"net/http"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 
 	pb "github.com/wrenn/envd/gen/process"
 	"github.com/wrenn/envd/internal/filesystem"
@@ -39,6 +41,41 @@ var codes = []struct {
 	{filesystem.ErrInvalid, connect.CodeInvalidArgument},
 	{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
 	{context.Canceled, connect.CodeCanceled},
+}
+
+// statuses is the table of HTTP errors; the first that matches counts.
+var statuses = []struct {
+	is     error
+	status int
+}{
+	{errUnauthorized, http.StatusUnauthorized},
+	{guest.ErrUnknownUser, http.StatusUnauthorized},
+	{filesystem.ErrNoSpace, http.StatusInsufficientStorage},
+	{filesystem.ErrOffsetPastEnd, http.StatusConflict},
+	{filesystem.ErrInvalid, http.StatusBadRequest},
+	{filesystem.ErrIsDirectory, http.StatusBadRequest},
+	{filesystem.ErrNotDirectory, http.StatusBadRequest},
+	{filesystem.ErrNotRegular, http.StatusBadRequest},
+	{filesystem.ErrDigestMismatch, http.StatusBadRequest},
+	{filesystem.ErrArchive, http.StatusBadRequest},
+	{filesystem.ErrSource, http.StatusBadRequest},
+	{fs.ErrNotExist, http.StatusNotFound},
+	{fs.ErrPermission, http.StatusForbidden},
+	{fs.ErrExist, http.StatusConflict},
+	{unix.ETXTBSY, http.StatusConflict}, // a program that runs
+}
+
+// statusOf is the HTTP status of err.
+func statusOf(err error) int {
+	if known := (statusError{}); errors.As(err, &known) {
+		return known.status
+	}
+	for _, row := range statuses {
+		if errors.Is(err, row.is) {
+			return row.status
+		}
+	}
+	return http.StatusInternalServerError
 }
 
 // rpcError gives err its code. One that has a code already keeps it.

@@ -9,6 +9,10 @@ import (
 var features = []string{
 	"ports",                     // GET /ports, also as an event stream
 	"machine.shutdown",          // POST /shutdown
+	"files.archives",            // directories as tar archives, both ways
+	"files.atomic",              // POST /files with atomic=true, Repr-Digest and Content-Digest
+	"files.patch",               // PATCH /files with Content-Range
+	"files.zstd",                // downloads in zstd
 	"process.end_event_details", // EndEvent output_open, oom_killed, usage
 	"process.kill_after",        // SendSignalRequest.kill_after_ms
 	"process.limits",            // StartRequest.limits

@@ -44,6 +44,8 @@ type Config struct {
 	// ForwardIP is where loopback ports become reachable; the zero Addr for
 	// nowhere.
 	ForwardIP netip.Addr
+	// UserAccess limits what requests do to files to what the user may do.
+	UserAccess bool
 	// Output limits what is kept of processes' output.
 	Output process.Config
 	Log    *slog.Logger
@@ -140,7 +142,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	wire := api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,
-		Cork: server.Cork, Ports: forwarder,
+		Cork: server.Cork, Ports: forwarder, UserAccess: cfg.UserAccess,
 	}
 	if cfg.Firecracker {
 		wire.FromGuest = server.FromGuest
