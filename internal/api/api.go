@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect"
@@ -49,8 +50,24 @@ type Config struct {
 	UserAccess bool
 }
 
-// New makes the handler of everything the daemon serves.
-func New(cfg Config) http.Handler {
+// Handler serves everything that the daemon serves.
+type Handler struct {
+	http.Handler
+
+	warm []func() http.Handler
+}
+
+// Warm makes the handlers that the first RPC would have to wait for: a third
+// of a cold start. It may run while requests come in.
+func (h *Handler) Warm() {
+	for _, build := range h.warm {
+		build()
+	}
+}
+
+// New makes the handler. RPC handlers are made when they are first used, or by
+// Warm.
+func New(cfg Config) *Handler {
 	common := connect.WithHandlerOptions(
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithRecover(logPanic(cfg.Log)),
@@ -66,10 +83,26 @@ func New(cfg Config) http.Handler {
 	mux.Handle("GET /ports", listPorts(cfg.Ports))
 	mux.Handle("POST /shutdown", cfg.hostOnly(http.HandlerFunc(cfg.shutdown)))
 	(&fileTransfer{cfg}).route(mux)
-	mount := func(path string, h http.Handler) { mux.Handle(path, rpcOnly(batched(h, cfg.Cork))) }
-	mount(processconnect.NewProcessHandler(&processService{cfg}, rpc))
-	mount(filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc))
-	mountHealth(mount, services, common, handCodecs())
-	mountReflection(mount, append(services, grpcHealthName), common, handCodecs())
-	return tokenOnly(cfg.Settings, jsonErrors(mux))
+	h := &Handler{Handler: tokenOnly(cfg.Settings, jsonErrors(mux))}
+	mount := func(service string, build func() (string, http.Handler)) (made func() http.Handler) {
+		made = sync.OnceValue(func() http.Handler {
+			_, h := build()
+			return rpcOnly(batched(h, cfg.Cork))
+		})
+		mux.HandleFunc("/"+service+"/", func(w http.ResponseWriter, r *http.Request) { made().ServeHTTP(w, r) })
+		return made
+	}
+	h.warm = append(h.warm, mount(processconnect.ProcessName, func() (string, http.Handler) {
+		return processconnect.NewProcessHandler(&processService{cfg}, rpc)
+	}))
+	h.warm = append(h.warm, mount(filesystemconnect.FilesystemName, func() (string, http.Handler) {
+		return filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc)
+	}))
+	mount(grpcHealthName, func() (string, http.Handler) { return newHealthHandler(services, common, handCodecs()) })
+	for _, name := range []string{reflectionName, reflectionAlphaName} {
+		mount(name, func() (string, http.Handler) {
+			return newReflectionHandler(name, append(services, grpcHealthName), common, handCodecs())
+		})
+	}
+	return h
 }

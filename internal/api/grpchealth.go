@@ -32,42 +32,52 @@ func (s servingStatus) MarshalText() ([]byte, error) {
 	return []byte("SERVICE_UNKNOWN"), nil
 }
 
-// mountHealth mounts the standard health service: Check, List and Watch of
+// newHealthHandler makes the standard health service: Check, List and Watch of
 // services. The empty name stands for the daemon as a whole.
-func mountHealth(mount func(string, http.Handler), services []string, opts ...connect.HandlerOption) {
-	statuses := map[string]servingStatus{"": statusServing}
+func newHealthHandler(services []string, opts ...connect.HandlerOption) (path string, _ http.Handler) {
+	h := &healthService{statuses: map[string]servingStatus{"": statusServing}}
 	for _, name := range services {
-		statuses[name] = statusServing
+		h.statuses[name] = statusServing
 	}
-	procedure := func(method string) string { return "/" + grpcHealthName + "/" + method }
-	check := procedure("Check")
-	mount(check, connect.NewUnaryHandler(check, func(_ context.Context, req *connect.Request[healthRequest]) (*connect.Response[healthResponse], error) {
-		s, ok := statuses[req.Msg.Service]
-		if !ok {
-			return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("unknown service %q", req.Msg.Service))
-		}
-		return connect.NewResponse(&healthResponse{Status: s}), nil
-	}, opts...))
-	list := procedure("List")
-	mount(list, connect.NewUnaryHandler(list, func(context.Context, *connect.Request[healthListRequest]) (*connect.Response[healthList], error) {
-		l := &healthList{Statuses: make(map[string]healthResponse, len(statuses))}
-		for name, s := range statuses {
-			l.Statuses[name] = healthResponse{s}
-		}
-		return connect.NewResponse(l), nil
-	}, opts...))
-	watch := procedure("Watch")
-	mount(watch, connect.NewServerStreamHandler(watch, func(ctx context.Context, req *connect.Request[healthRequest], stream *connect.ServerStream[healthResponse]) error {
-		s, ok := statuses[req.Msg.Service]
-		if !ok {
-			s = statusUnknown // not an error: it may be registered later
-		}
-		if err := stream.Send(&healthResponse{Status: s}); err != nil {
-			return err
-		}
-		<-ctx.Done()
-		return rpcError(context.Cause(ctx))
-	}, opts...))
+	path = "/" + grpcHealthName + "/"
+	mux := http.NewServeMux()
+	mux.Handle(path+"Check", connect.NewUnaryHandler(path+"Check", h.check, opts...))
+	mux.Handle(path+"List", connect.NewUnaryHandler(path+"List", h.list, opts...))
+	mux.Handle(path+"Watch", connect.NewServerStreamHandler(path+"Watch", h.watch, opts...))
+	return path, mux
+}
+
+type healthService struct {
+	statuses map[string]servingStatus // by service; does not change
+}
+
+func (h *healthService) check(_ context.Context, req *connect.Request[healthRequest]) (*connect.Response[healthResponse], error) {
+	s, ok := h.statuses[req.Msg.Service]
+	if !ok {
+		return nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("unknown service %q", req.Msg.Service))
+	}
+	return connect.NewResponse(&healthResponse{s}), nil
+}
+
+func (h *healthService) list(context.Context, *connect.Request[healthListRequest]) (*connect.Response[healthList], error) {
+	list := &healthList{Statuses: make(map[string]healthResponse, len(h.statuses))}
+	for name, s := range h.statuses {
+		list.Statuses[name] = healthResponse{s}
+	}
+	return connect.NewResponse(list), nil
+}
+
+// watch sends a status, and would send what it changes to.
+func (h *healthService) watch(ctx context.Context, req *connect.Request[healthRequest], stream *connect.ServerStream[healthResponse]) error {
+	s, ok := h.statuses[req.Msg.Service]
+	if !ok {
+		s = statusUnknown // not an error: it may be served later
+	}
+	if err := stream.Send(&healthResponse{s}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return rpcError(context.Cause(ctx))
 }
 
 // healthRequest is grpc.health.v1.HealthCheckRequest.

@@ -19,14 +19,20 @@ import (
 
 var errAnswerOnly = errors.New("message is only ever sent")
 
-// mountReflection mounts gRPC server reflection, by which tools such as grpcurl
-// learn what the services take. Both versions are alike on the wire.
-func mountReflection(mount func(string, http.Handler), services []string, opts ...connect.HandlerOption) {
-	r := reflector{services: services}
-	for _, version := range []string{"v1", "v1alpha"} {
-		procedure := "/grpc.reflection." + version + ".ServerReflection/ServerReflectionInfo"
-		mount(procedure, connect.NewBidiStreamHandler(procedure, r.serve, opts...))
-	}
+// The two versions of server reflection, which are alike on the wire.
+const (
+	reflectionName      = "grpc.reflection.v1.ServerReflection"
+	reflectionAlphaName = "grpc.reflection.v1alpha.ServerReflection"
+)
+
+// newReflectionHandler makes gRPC server reflection under one of its names. By
+// it, tools such as grpcurl learn what services take.
+func newReflectionHandler(name string, services []string, opts ...connect.HandlerOption) (path string, _ http.Handler) {
+	path = "/" + name + "/"
+	mux := http.NewServeMux()
+	procedure := path + "ServerReflectionInfo"
+	mux.Handle(procedure, connect.NewBidiStreamHandler(procedure, reflector{services}.serve, opts...))
+	return path, mux
 }
 
 // reflector answers what the messages in the binary look like. It knows nothing

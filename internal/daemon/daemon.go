@@ -8,13 +8,11 @@ package daemon
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"strconv"
 	"time"
 
@@ -22,9 +20,7 @@ import (
 
 	"github.com/wrenn/envd/internal/api"
 	"github.com/wrenn/envd/internal/boot"
-	"github.com/wrenn/envd/internal/cgroup"
 	"github.com/wrenn/envd/internal/guest"
-	"github.com/wrenn/envd/internal/linux"
 	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
 	"github.com/wrenn/envd/internal/reap"
@@ -59,10 +55,6 @@ const (
 	quietSpell = 3 * time.Second
 )
 
-// ignored are handled and forgotten. SIG_IGN would do for the daemon, but
-// children would inherit it.
-var ignored = []os.Signal{unix.SIGPIPE, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM}
-
 // Run serves until a signal or ctx ends it. As the init of a machine, which is
 // PID 1 inside Firecracker, it prepares the machine first and takes it down in
 // the end: then it does not return.
@@ -73,46 +65,22 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer end.cancel()
 	if end.isInit {
 		defer end.down(log, &err)
-	}
-	defer end.onSignal()()
-	if end.isInit {
+		defer end.onSignal()()
 		boot.Up(log)
 	}
-	drop := make(chan os.Signal, 1)
-	signal.Notify(drop, ignored...)
-	defer signal.Stop(drop)
-	if err := prepareSelf(); err != nil {
-		log.Warn("children may inherit descriptors or ignored signals", "error", err)
-	}
-	if err := protectSelf(); err != nil {
-		log.Info("the daemon may be killed when memory runs out", "reason", err)
-	}
+	unix.Umask(0o022)
 
+	// What a request does not need is prepared when the server runs already.
 	var g group
 	defer g.close()
-
 	reaper, err := reap.Open()
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	g.add("reaper", reaper.Run, func(context.Context) error { return reaper.Close() })
-
-	groups, err := cgroup.Open(cfg.CgroupRoot)
-	switch {
-	case errors.Is(err, cgroup.ErrUnusable):
-		log.Info("commands are tracked without cgroups: what sheds its parent, session and environment escapes a kill", "reason", err)
-	case err != nil:
-		return fmt.Errorf("start daemon: %w", err)
-	default:
-		log.Info("commands are tracked by cgroup", "root", cfg.CgroupRoot, "controllers", groups.Controllers())
-		runGroups := func(ctx context.Context) error {
-			if err := groups.Join(cfg.Firecracker); err != nil {
-				log.Info("commands may use up what the daemon needs", "reason", err)
-			}
-			return groups.Run(ctx)
-		}
-		g.add("cgroups", runGroups, func(context.Context) error { return groups.Close() })
-	}
+	ground := newGround()
+	runGround := func(ctx context.Context) error { return ground.run(ctx, cfg.Firecracker, log) }
+	g.add("cgroups", runGround, func(context.Context) error { return ground.close() })
 
 	settings := guest.NewStore(guest.Settings{User: "root", Env: map[string]string{
 		"WRENN_SANDBOX": strconv.FormatBool(cfg.Firecracker),
@@ -130,7 +98,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			forwarder.Touch()
 		}
 	}
-	table, err := process.OpenTable(cfg.Output, reaper, groups)
+	table, err := process.OpenTable(cfg.Output, reaper, ground.hierarchy)
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
@@ -160,37 +128,25 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 	// Closed in reverse: first processes, so that readers get their ends.
+	g.add("memory", trim.run, nil)
 	g.add("server", srv.Run, func(ctx context.Context) error { return srv.Close(ctx, process.ErrClosed) })
 	if forwarder != nil {
 		g.add("ports", forwarder.Run, func(context.Context) error { return forwarder.Close() })
 	}
-	g.add("memory", trim.run, nil)
 	g.add("processes", nil, func(context.Context) error { return end.processes(table) })
+	g.start(ctx)
 
+	if !end.isInit {
+		defer end.onSignal()()
+	}
+	defer forgetSignals()()
+	ground.prepare(cfg.CgroupRoot, log)
 	log.Info("envd is ready", "version", cfg.Version, "commit", cfg.Commit, "address", srv.Addr().String(), "firecracker", cfg.Firecracker)
 	if cfg.Command != "" {
 		if err := runCommand(table, settings, accounts, cfg.Command); err != nil {
 			log.Error("start-up command did not start", "error", err)
 		}
 	}
-	return g.run(ctx, log)
-}
-
-// prepareSelf makes the daemon's process what its children need: nothing of how
-// it was started itself may reach them.
-func prepareSelf() error {
-	unix.Umask(0o022)
-	return errors.Join(linux.CloseOnExecFrom(3), linux.DefaultIgnoredSignals())
-}
-
-// protectSelf makes the daemon the last to be killed when memory runs out. PID
-// 1 never is. It takes CAP_SYS_RESOURCE.
-func protectSelf() error {
-	if os.Getpid() == 1 {
-		return nil
-	}
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
-		return fmt.Errorf("protect daemon from the OOM killer: %w", err)
-	}
-	return nil
+	handler.Warm()
+	return g.wait(ctx, log)
 }

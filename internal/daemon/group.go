@@ -19,7 +19,8 @@ type part struct {
 // were added in, each before the context of an earlier one's run ends.
 type group struct {
 	parts  []part
-	stops  []func() // of the running parts, aligned with parts
+	stops  []func()   // of the running parts, aligned with parts
+	ended  chan error // of parts that ended unasked
 	closed sync.Once
 	errs   []error
 }
@@ -30,7 +31,14 @@ func (g *group) add(name string, run, closePart func(context.Context) error) {
 
 // run runs all parts until ctx ends or one of them does, and closes them.
 func (g *group) run(ctx context.Context, log *slog.Logger) error {
-	ended := make(chan error, len(g.parts))
+	g.start(ctx)
+	return g.wait(ctx, log)
+}
+
+// start runs the parts that there are; more cannot be added. Whatever happens
+// then, wait or close has to follow.
+func (g *group) start(ctx context.Context) {
+	g.ended = make(chan error, len(g.parts))
 	for _, p := range g.parts {
 		if p.run == nil {
 			g.stops = append(g.stops, func() {})
@@ -42,16 +50,20 @@ func (g *group) run(ctx context.Context, log *slog.Logger) error {
 			defer close(done)
 			err := p.run(runCtx)
 			if runCtx.Err() == nil {
-				ended <- fmt.Errorf("%s ended: %w", p.name, errors.Join(err, errEarly))
+				g.ended <- fmt.Errorf("%s ended: %w", p.name, errors.Join(err, errEarly))
 			}
 		}()
 		g.stops = append(g.stops, func() { cancel(); <-done })
 	}
+}
+
+// wait waits until ctx ends or a part does, and closes all.
+func (g *group) wait(ctx context.Context, log *slog.Logger) error {
 	var cause error
 	select {
 	case <-ctx.Done():
 		log.Info("envd is stopping")
-	case cause = <-ended:
+	case cause = <-g.ended:
 		log.Error("envd is stopping", "error", cause)
 	}
 	g.close()

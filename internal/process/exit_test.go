@@ -166,7 +166,8 @@ func TestExitBesideAStuckReader(t *testing.T) {
 // the same end follows.
 func TestLateOutput(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig) {
-		p, rd := r.start(shell(`(trap "echo late; exit" USR1; echo child $BASHPID; while :; do sleep 0.02; done) & exit 4`))
+		p, rd := r.start(shell(`trap "exit 4" USR1
+(trap "echo late; exit" USR1; echo child $BASHPID; kill -USR1 $$; while :; do sleep 0.02; done) & wait`))
 		child := rd.number("child")
 		early, exit := rd.all()
 		rd.close()

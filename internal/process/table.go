@@ -51,7 +51,7 @@ func DefaultConfig() Config {
 type Table struct {
 	cfg    Config
 	reaper *reap.Reaper
-	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable
+	groups Groups
 	budget *Budget
 	poller *poller
 	id     string         // random; makes marks unique among daemons
@@ -71,8 +71,12 @@ type Table struct {
 	timer   *time.Timer           // runs expire; nil while nothing is to expire
 }
 
-// OpenTable makes an empty table. groups may be nil. Close ends it.
-func OpenTable(cfg Config, reaper *reap.Reaper, groups *cgroup.Hierarchy) (*Table, error) {
+// Groups answers where commands get their cgroups, nil where cgroup v2 is not
+// usable. It may wait until that is known: the first start then waits as well.
+type Groups func() (*cgroup.Hierarchy, error)
+
+// OpenTable makes an empty table. Close ends it.
+func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
 	poller, err := newPoller()
 	if err != nil {
 		return nil, err
@@ -193,13 +197,17 @@ func (p *Process) discard() {
 
 // group makes the cgroup for spec; nil where there are none.
 func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
-	if t.groups == nil {
+	groups, err := t.groups()
+	if err != nil {
+		return nil, &StartError{Kind: Internal, Text: "commands cannot be tracked", Err: err}
+	}
+	if groups == nil {
 		if spec.Limits != (cgroup.Limits{}) {
 			return nil, &StartError{Kind: Unmet, Text: "limits need cgroup v2", Err: cgroup.ErrUnusable}
 		}
 		return nil, nil //nolint:nilnil // nil is a group that is not there
 	}
-	g, err := t.groups.Create(spec.class(), spec.Limits)
+	g, err := groups.Create(spec.class(), spec.Limits)
 	switch {
 	case errors.Is(err, cgroup.ErrNoController):
 		return nil, &StartError{Kind: Unmet, Text: "limits", Err: err}
@@ -365,7 +373,7 @@ func (t *Table) armLocked() {
 // without cgroups the next turn, sees to them.
 func (t *Table) expire() {
 	var system *snapshot
-	if t.groups == nil {
+	if groups, _ := t.groups(); groups == nil { // known by now
 		system = scan() // takes a while: not under the lock
 	}
 	t.mu.Lock()

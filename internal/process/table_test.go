@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/wrenn/envd/internal/cgroup"
 )
 
 func tagged(s *Spec, tag string) *Spec {
@@ -222,6 +224,10 @@ func TestBurstLeavesNothing(t *testing.T) {
 			runtime.ReadMemStats(&m)
 			return int64(m.HeapAlloc)
 		}
+		_, first := r.start(shell(":")) // what is opened once, and stays
+		first.all()
+		first.close()
+		eventually(t, "the first to be forgotten", func() bool { return len(r.table.List(true)) == 0 })
 		before, heapBefore := descriptors(), heap()
 		for range 4 {
 			var wg sync.WaitGroup
@@ -250,5 +256,44 @@ func TestBurstLeavesNothing(t *testing.T) {
 		if used := r.table.budget.used.Load(); used != 0 {
 			t.Errorf("%d bytes of output kept", used)
 		}
+	})
+}
+
+// A start that comes before the machine is ready for commands waits, and one on
+// a machine that cannot track them is refused.
+func TestStartBeforeGroupsAreKnown(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		groups := r.table.groups
+		asked, known := make(chan struct{}), make(chan struct{})
+		r.table.groups = func() (*cgroup.Hierarchy, error) {
+			close(asked)
+			<-known
+			return groups()
+		}
+		started := make(chan error, 1)
+		go func() {
+			_, c, err := r.table.Start(shell("exit 3"))
+			if err == nil {
+				c.Close()
+			}
+			started <- err
+		}()
+		<-asked
+		if n := len(r.table.List(true)); n != 0 {
+			t.Errorf("%d processes before", n)
+		}
+		close(known)
+		if err := <-started; err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the end", func() bool { return len(r.table.List(false)) == 0 })
+
+		broken := errors.New("broken")
+		r.table.groups = func() (*cgroup.Hierarchy, error) { return nil, broken }
+		var start *StartError
+		if _, _, err := r.table.Start(shell("exit 3")); !errors.As(err, &start) || start.Kind != Internal || !errors.Is(err, broken) {
+			t.Errorf("started with %v", err)
+		}
+		r.table.groups = groups
 	})
 }

@@ -34,11 +34,11 @@ var ErrFinished = errors.New("child has finished")
 // and Close ends it. All methods are safe for concurrent use.
 type Reaper struct {
 	doorbell chan os.Signal // SIGCHLD; says look, not how many
-	score    *score
 
 	orphans atomic.Uint64
 
 	mu       sync.Mutex     // held while forking and while waiting
+	score    *score         // guarded by mu; nil before the first start, see Start
 	children map[int]*Child // guarded by mu; by pid, until reaped
 }
 
@@ -60,15 +60,16 @@ func Open() (*Reaper, error) {
 	}
 	r := &Reaper{
 		doorbell: make(chan os.Signal, 1),
-		score:    openScore(),
 		children: make(map[int]*Child),
 	}
-	signal.Notify(r.doorbell, unix.SIGCHLD)
 	return r, nil
 }
 
-// Run reaps until ctx ends, and once more then.
+// Run reaps until ctx ends, and once more then. What has ended before it runs
+// is reaped when it does.
 func (r *Reaper) Run(ctx context.Context) error {
+	signal.Notify(r.doorbell, unix.SIGCHLD)
+	defer signal.Stop(r.doorbell)
 	for {
 		r.sweep()
 		select {
@@ -82,7 +83,8 @@ func (r *Reaper) Run(ctx context.Context) error {
 
 // Close releases what Open acquired. Run must have returned.
 func (r *Reaper) Close() error {
-	signal.Stop(r.doorbell)
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	opened.Store(false)
 	return r.score.close()
 }

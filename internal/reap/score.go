@@ -16,8 +16,8 @@ const childScore = 100
 // as eligible as any command, and the kernel picks the largest of them. PID 1
 // is never picked and simply keeps the children's score.
 //
-// Methods are called under the reaper's lock. A nil *score does nothing: it
-// stands for a system that does not let us write the file.
+// Methods are called under the reaper's lock. Without a file they do nothing:
+// that is a system that does not let us write it.
 type score struct {
 	file     *os.File
 	own      []byte // what the daemon has outside of forks
@@ -28,13 +28,13 @@ type score struct {
 func openScore() *score {
 	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
 	if err != nil {
-		return nil
+		return &score{}
 	}
 	var buf [16]byte
 	n, err := f.ReadAt(buf[:], 0)
 	if n == 0 && err != nil {
 		_ = f.Close()
-		return nil
+		return &score{}
 	}
 	s := &score{
 		file:     f,
@@ -52,7 +52,7 @@ func (s *score) lend()    { s.write(true) }
 func (s *score) restore() { s.write(false) }
 
 func (s *score) write(lent bool) {
-	if s == nil {
+	if s.file == nil {
 		return
 	}
 	v := s.own
@@ -65,8 +65,8 @@ func (s *score) write(lent bool) {
 }
 
 func (s *score) close() error {
-	if s == nil {
-		return nil
+	if s == nil || s.file == nil {
+		return nil // nothing was started
 	}
 	return s.file.Close()
 }

@@ -74,6 +74,9 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 	// its children then stay as they are.
 	_ = linux.NormalThread()
 
+	if r.score == nil {
+		r.score = openScore()
+	}
 	r.score.lend()
 	pid, err := syscall.ForkExec(cmd.Path, cmd.Args, attr)
 	r.score.restore()

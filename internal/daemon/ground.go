@@ -1,0 +1,110 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/linux"
+)
+
+// ground is what commands stand on: a process that they inherit nothing wrong
+// from, and cgroups. It is prepared while the server answers already; a command
+// that comes earlier waits for it.
+type ground struct {
+	ready  chan struct{}     // closed when prepared
+	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable; valid once ready, as is err
+	err    error
+}
+
+func newGround() *ground { return &ground{ready: make(chan struct{})} }
+
+// prepare does it, once. The signals that this process handles are subscribed
+// to before.
+func (g *ground) prepare(root string, log *slog.Logger) {
+	defer close(g.ready)
+	if err := prepareSelf(); err != nil {
+		log.Warn("children may inherit descriptors or ignored signals", "error", err)
+	}
+	if err := protectSelf(); err != nil {
+		log.Info("the daemon may be killed when memory runs out", "reason", err)
+	}
+	g.groups, g.err = cgroup.Open(root)
+	switch {
+	case errors.Is(g.err, cgroup.ErrUnusable):
+		log.Info("commands are tracked without cgroups: what sheds its parent, session and environment escapes a kill", "reason", g.err)
+		g.err = nil
+	case g.err == nil:
+		log.Info("commands are tracked by cgroup", "root", root, "controllers", g.groups.Controllers())
+	}
+}
+
+// hierarchy waits for prepare; it is the table's Groups.
+func (g *ground) hierarchy() (*cgroup.Hierarchy, error) {
+	<-g.ready
+	return g.groups, g.err
+}
+
+// run runs the hierarchy, if there is one. With force the daemon joins it
+// wherever it was started.
+func (g *ground) run(ctx context.Context, force bool, log *slog.Logger) error {
+	select {
+	case <-g.ready:
+	case <-ctx.Done():
+		return nil
+	}
+	if g.err != nil {
+		return g.err
+	}
+	if g.groups == nil {
+		<-ctx.Done()
+		return nil
+	}
+	if err := g.groups.Join(force); err != nil {
+		log.Info("commands may use up what the daemon needs", "reason", err)
+	}
+	return g.groups.Run(ctx)
+}
+
+// close gives the hierarchy up. prepare has returned, or will not be called.
+func (g *ground) close() error {
+	if g.groups == nil {
+		return nil
+	}
+	return g.groups.Close()
+}
+
+// ignored are handled and forgotten. SIG_IGN would do for the daemon, but
+// children would inherit it.
+var ignored = []os.Signal{unix.SIGPIPE, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM}
+
+// forgetSignals handles those until stop is called.
+func forgetSignals() (stop func()) {
+	drop := make(chan os.Signal, 1)
+	signal.Notify(drop, ignored...)
+	return func() { signal.Stop(drop) }
+}
+
+// prepareSelf makes the daemon's process what its children need: nothing of how
+// it was started itself may reach them.
+func prepareSelf() error {
+	return errors.Join(linux.CloseOnExecFrom(3), linux.DefaultIgnoredSignals())
+}
+
+// protectSelf makes the daemon the last to be killed when memory runs out. PID
+// 1 never is. It takes CAP_SYS_RESOURCE.
+func protectSelf() error {
+	if os.Getpid() == 1 {
+		return nil
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+		return fmt.Errorf("protect daemon from the OOM killer: %w", err)
+	}
+	return nil
+}
