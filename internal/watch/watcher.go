@@ -22,6 +22,17 @@ type Options struct {
 	// AllowNetwork lets the root, and mounts below it, be on network
 	// filesystems. Only changes made through this machine are seen there.
 	AllowNetwork bool
+	// Do runs what looks at directories, on the goroutine of its caller, and
+	// returns its error or one of its own: to open them as a user. Nil just
+	// runs it.
+	Do func(fn func() error) error
+}
+
+func (o *Options) do(fn func() error) error {
+	if o.Do == nil {
+		return fn()
+	}
+	return o.Do(fn)
 }
 
 const (
@@ -102,8 +113,11 @@ type retry struct {
 // Open starts to watch the directory path; symbolic links in path are followed.
 // Every change made after Open returned is reported. Errors match ErrNotFound,
 // ErrNotDirectory, ErrNetworkMount, ErrWatchLimit or the errno.
-func Open(path string, opts Options) (*Watcher, error) {
-	w, err := open(path, opts)
+func Open(path string, opts Options) (w *Watcher, err error) {
+	err = opts.do(func() (err error) {
+		w, err = open(path, opts)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("watch %s: %w", path, err)
 	}
@@ -263,11 +277,14 @@ func (w *Watcher) drain(fd uintptr) bool {
 	if !w.fill() {
 		return w.err != nil
 	}
-	for i := 0; i < len(w.queue) && w.err == nil; i++ {
-		w.handle(i)
-	}
-	w.queue = nil
-	w.settle(w.read)
+	w.fail(w.opts.do(func() error {
+		for i := 0; i < len(w.queue) && w.err == nil; i++ {
+			w.handle(i)
+		}
+		w.queue = nil
+		w.settle(w.read)
+		return nil
+	}))
 	return true
 }
 
