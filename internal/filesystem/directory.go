@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // newDirMode is the mode of new directories, before the umask.
@@ -64,6 +66,12 @@ func (v *View) Remove(path string) error {
 	}
 	return v.Do(func() error {
 		// RemoveAll works relative to descriptors of the directories.
-		return failed("remove", path, os.RemoveAll(path))
+		err := os.RemoveAll(path)
+		if errors.Is(err, unix.ENOTDIR) {
+			if _, err := os.Lstat(path); errors.Is(err, unix.ENOTDIR) {
+				return nil // below a file there is nothing
+			}
+		}
+		return failed("remove", path, err)
 	})
 }

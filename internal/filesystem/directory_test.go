@@ -44,7 +44,7 @@ func TestRemove(t *testing.T) {
 		if v.Confined {
 			must(t, os.Chown(filepath.Join(dir, "tree/a/b"), int(alice.UID), -1))
 		}
-		for _, path := range []string{"tree", "link", "missing", "tree/x/y"} {
+		for _, path := range []string{"tree", "link", "missing", "tree/x/y", "keep/below"} {
 			must(t, v.Remove(path))
 		}
 		wantNames(t, dir, "keep")

@@ -49,7 +49,8 @@ type Entry struct {
 	Metadata Metadata
 }
 
-// Stat describes the entry at path.
+// Stat describes the entry at path. Below a file there is nothing: that is
+// fs.ErrNotExist too.
 func (v *View) Stat(path string) (e Entry, err error) {
 	path, err = v.User.Resolve(path)
 	if err != nil {
@@ -57,7 +58,7 @@ func (v *View) Stat(path string) (e Entry, err error) {
 	}
 	err = v.Do(func() error {
 		e, err = v.describer().entry(unix.AT_FDCWD, path, path)
-		return failed("stat", path, err)
+		return failed("stat", path, belowFile(err))
 	})
 	return e, err
 }

@@ -103,7 +103,7 @@ func TestStatErrors(t *testing.T) {
 		write(t, filepath.Join(dir, "f"), "")
 		for path, want := range map[string]error{
 			"missing":                        fs.ErrNotExist,
-			"f/below":                        ErrNotDirectory,
+			"f/below":                        fs.ErrNotExist,
 			"~other":                         ErrInvalid,
 			strings.Repeat("n", 256):         ErrInvalid,
 			"/" + strings.Repeat("x/", 2048): ErrInvalid,

@@ -53,6 +53,15 @@ func failed(op, path string, err error) error {
 	return &fs.PathError{Op: op, Path: path, Err: classify(err)}
 }
 
+// belowFile is err of looking a path up, where one that leads through a file
+// is as missing as any other.
+func belowFile(err error) error {
+	if errors.Is(err, unix.ENOTDIR) {
+		return unix.ENOENT
+	}
+	return err
+}
+
 // classify adds the sentinel that err stands for.
 func classify(err error) error {
 	errno, ok := errors.AsType[unix.Errno](err)

@@ -33,7 +33,7 @@ func (v *View) Move(source, destination string) (e Entry, err error) {
 func (v *View) move(source, destination string) error {
 	// Before parents are made for nothing.
 	if _, err := os.Lstat(source); err != nil {
-		return failed("move", source, err)
+		return failed("move", source, belowFile(err))
 	}
 	if err := v.makeParents(destination); err != nil {
 		return err

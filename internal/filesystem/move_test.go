@@ -46,6 +46,7 @@ func TestMoveErrors(t *testing.T) {
 			want     error
 		}{
 			{"missing", "made/x", fs.ErrNotExist},
+			{"file/below", "made/x", fs.ErrNotExist},
 			{"", "x", ErrInvalid},
 			{"file", "", ErrInvalid},
 			{"/", "x", ErrInvalid},
