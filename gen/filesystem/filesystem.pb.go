@@ -722,7 +722,10 @@ type FilesystemEvent struct {
 	Name string    `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Type EventType `protobuf:"varint,2,opt,name=type,proto3,enum=filesystem.EventType" json:"type,omitempty"`
 	// Only with include_entry, and only on CREATE, WRITE and CHMOD.
-	Entry         *EntryInfo `protobuf:"bytes,3,opt,name=entry,proto3,oneof" json:"entry,omitempty"`
+	Entry *EntryInfo `protobuf:"bytes,3,opt,name=entry,proto3,oneof" json:"entry,omitempty"`
+	// On the CREATE of a rename within the watch: the name in the RENAME before
+	// it. What was below the old name is below the new one and not told again.
+	From          *string `protobuf:"bytes,1000,opt,name=from,proto3,oneof" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -776,6 +779,13 @@ func (x *FilesystemEvent) GetEntry() *EntryInfo {
 		return x.Entry
 	}
 	return nil
+}
+
+func (x *FilesystemEvent) GetFrom() string {
+	if x != nil && x.From != nil {
+		return *x.From
+	}
+	return ""
 }
 
 type WatchDirRequest struct {
@@ -1341,12 +1351,14 @@ const file_filesystem_filesystem_proto_rawDesc = "" +
 	"\aentries\x18\x01 \x03(\v2\x15.filesystem.EntryInfoR\aentries\"#\n" +
 	"\rRemoveRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"\x10\n" +
-	"\x0eRemoveResponse\"\x8c\x01\n" +
+	"\x0eRemoveResponse\"\xaf\x01\n" +
 	"\x0fFilesystemEvent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x04type\x18\x02 \x01(\x0e2\x15.filesystem.EventTypeR\x04type\x120\n" +
-	"\x05entry\x18\x03 \x01(\v2\x15.filesystem.EntryInfoH\x00R\x05entry\x88\x01\x01B\b\n" +
-	"\x06_entry\"\x9a\x01\n" +
+	"\x05entry\x18\x03 \x01(\v2\x15.filesystem.EntryInfoH\x00R\x05entry\x88\x01\x01\x12\x18\n" +
+	"\x04from\x18\xe8\a \x01(\tH\x01R\x04from\x88\x01\x01B\b\n" +
+	"\x06_entryB\a\n" +
+	"\x05_from\"\x9a\x01\n" +
 	"\x0fWatchDirRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
 	"\trecursive\x18\x02 \x01(\bR\trecursive\x12#\n" +

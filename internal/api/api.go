@@ -34,8 +34,9 @@ type Config struct {
 	Accounts  *guest.Accounts
 	Processes *process.Table
 	// Ports is nil where the kernel does not tell of them.
-	Ports *ports.Forwarder
-	Log   *slog.Logger
+	Ports    *ports.Forwarder
+	Watchers *Watchers
+	Log      *slog.Logger
 	// Cork, when not nil, makes the connection of a request hold incomplete
 	// segments back until it is called again with false. For HTTP/1.1 only.
 	Cork func(ctx context.Context, on bool)
@@ -96,7 +97,7 @@ func New(cfg Config) *Handler {
 		return processconnect.NewProcessHandler(&processService{cfg}, rpc)
 	}))
 	h.warm = append(h.warm, mount(filesystemconnect.FilesystemName, func() (string, http.Handler) {
-		return filesystemconnect.NewFilesystemHandler(filesystemconnect.UnimplementedFilesystemHandler{}, rpc)
+		return newFilesystemHandler(&filesystemService{cfg}, rpc)
 	}))
 	mount(grpcHealthName, func() (string, http.Handler) { return newHealthHandler(services, common, handCodecs()) })
 	for _, name := range []string{reflectionName, reflectionAlphaName} {

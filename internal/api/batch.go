@@ -23,6 +23,7 @@ const corkFrom = 16 << 10
 type batch struct {
 	http.ResponseWriter
 	held bool
+	done bool       // see complete
 	cork func(bool) // of the connection; see Config.Cork
 	buf  *[]byte    // pooled; nil when nothing is gathered
 	err  error      // of a write; later ones fail alike
@@ -61,7 +62,7 @@ func (b *batch) Write(p []byte) (int, error) {
 
 // gather lets add append to what is gathered.
 func (b *batch) gather(add func([]byte) []byte) error {
-	if b.err != nil {
+	if b.err != nil || b.done {
 		return b.err
 	}
 	if b.buf == nil {
@@ -114,6 +115,10 @@ func (b *batch) release() error {
 	b.Flush()
 	return b.err
 }
+
+// complete says that the response's body is whole: what is written from now on
+// is dropped.
+func (b *batch) complete() { b.done = true }
 
 // interrupt makes a blocked write fail, on any goroutine.
 func (b *batch) interrupt() {

@@ -89,6 +89,17 @@ func TestBatchHold(t *testing.T) {
 	w.want(t, "mmm", "FLUSH", big, "FLUSH")
 }
 
+// TestBatchComplete checks that nothing follows a body that is whole.
+func TestBatchComplete(t *testing.T) {
+	w := &writes{}
+	b := &batch{ResponseWriter: w}
+	w.text(t, "whole", b)
+	b.complete()
+	w.text(t, "{}", b)
+	b.finish()
+	w.want(t, "whole")
+}
+
 // TestBatchError checks that after a failed write nothing is written.
 func TestBatchError(t *testing.T) {
 	broken := errors.New("broken")

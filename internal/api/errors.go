@@ -14,6 +14,7 @@ import (
 	"github.com/wrenn/envd/internal/filesystem"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/watch"
 )
 
 // startCodes maps why a program did not start to a code.
@@ -39,6 +40,22 @@ var codes = []struct {
 	{process.ErrClosed, connect.CodeUnavailable},
 	{guest.ErrUnknownUser, connect.CodeUnauthenticated},
 	{filesystem.ErrInvalid, connect.CodeInvalidArgument},
+	{filesystem.ErrIsDirectory, connect.CodeInvalidArgument},
+	{filesystem.ErrNotDirectory, connect.CodeInvalidArgument},
+	{filesystem.ErrNotRegular, connect.CodeInvalidArgument},
+	{filesystem.ErrNoSpace, connect.CodeResourceExhausted},
+	{watch.ErrRootRemoved, connect.CodeNotFound},
+	{watch.ErrUnknownWatcher, connect.CodeNotFound},
+	{watch.ErrNotDirectory, connect.CodeInvalidArgument},
+	{watch.ErrNetworkMount, connect.CodeInvalidArgument},
+	{watch.ErrWatchLimit, connect.CodeResourceExhausted},
+	{watch.ErrOverflow, connect.CodeDataLoss},
+	{watch.ErrClosed, connect.CodeUnavailable},
+	{fs.ErrNotExist, connect.CodeNotFound},
+	{fs.ErrExist, connect.CodeAlreadyExists},
+	{fs.ErrPermission, connect.CodePermissionDenied},
+	{unix.EMFILE, connect.CodeResourceExhausted},
+	{unix.ENFILE, connect.CodeResourceExhausted},
 	{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
 	{context.Canceled, connect.CodeCanceled},
 }

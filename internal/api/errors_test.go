@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 
 	pb "github.com/wrenn/envd/gen/process"
 	"github.com/wrenn/envd/internal/filesystem"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/watch"
 )
 
 // TestErrorTable checks every row, bare and wrapped.
@@ -28,6 +30,24 @@ func TestErrorTable(t *testing.T) {
 		{process.ErrClosed, connect.CodeUnavailable},
 		{guest.ErrUnknownUser, connect.CodeUnauthenticated},
 		{filesystem.ErrInvalid, connect.CodeInvalidArgument},
+		{filesystem.ErrIsDirectory, connect.CodeInvalidArgument},
+		{filesystem.ErrNotDirectory, connect.CodeInvalidArgument},
+		{filesystem.ErrNotRegular, connect.CodeInvalidArgument},
+		{filesystem.ErrNoSpace, connect.CodeResourceExhausted},
+		{watch.ErrNotFound, connect.CodeNotFound},
+		{watch.ErrRootRemoved, connect.CodeNotFound},
+		{watch.ErrUnknownWatcher, connect.CodeNotFound},
+		{watch.ErrNotDirectory, connect.CodeInvalidArgument},
+		{watch.ErrNetworkMount, connect.CodeInvalidArgument},
+		{watch.ErrWatchLimit, connect.CodeResourceExhausted},
+		{watch.ErrOverflow, connect.CodeDataLoss},
+		{watch.ErrClosed, connect.CodeUnavailable},
+		{unix.ENOENT, connect.CodeNotFound},
+		{unix.EEXIST, connect.CodeAlreadyExists},
+		{unix.EACCES, connect.CodePermissionDenied},
+		{unix.EPERM, connect.CodePermissionDenied},
+		{unix.EMFILE, connect.CodeResourceExhausted},
+		{unix.ENFILE, connect.CodeResourceExhausted},
 		{context.DeadlineExceeded, connect.CodeDeadlineExceeded},
 		{context.Canceled, connect.CodeCanceled},
 		{&process.StartError{Kind: process.Invalid}, connect.CodeInvalidArgument},

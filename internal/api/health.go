@@ -13,6 +13,7 @@ var features = []string{
 	"files.atomic",              // POST /files with atomic=true, Repr-Digest and Content-Digest
 	"files.patch",               // PATCH /files with Content-Range
 	"files.zstd",                // downloads in zstd
+	"filesystem.rename_from",    // FilesystemEvent.from
 	"process.end_event_details", // EndEvent output_open, oom_killed, usage
 	"process.kill_after",        // SendSignalRequest.kill_after_ms
 	"process.limits",            // StartRequest.limits

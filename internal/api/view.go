@@ -20,5 +20,6 @@ func (c *Config) view(acct guest.Account) *filesystem.View {
 	}
 }
 
-// text is a name as JSON can hold it.
+// text is a name as JSON and messages can hold it: in UTF-8. Each run of other
+// bytes becomes one U+FFFD.
 func text(name string) string { return strings.ToValidUTF8(name, string(utf8.RuneError)) }

@@ -25,6 +25,7 @@ import (
 	"github.com/wrenn/envd/internal/process"
 	"github.com/wrenn/envd/internal/reap"
 	"github.com/wrenn/envd/internal/server"
+	"github.com/wrenn/envd/internal/watch"
 )
 
 // Config is what the command line says.
@@ -108,9 +109,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return fmt.Errorf("start daemon: %w", err)
 	}
 
+	watchers := watch.NewSet[*api.Watched]()
 	wire := api.Config{
-		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Log: log,
-		Cork: server.Cork, Ports: forwarder, UserAccess: cfg.UserAccess,
+		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Watchers: watchers, Log: log,
+		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder,
 	}
 	if cfg.Firecracker {
 		wire.FromGuest = server.FromGuest
@@ -133,6 +135,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if forwarder != nil {
 		g.add("ports", forwarder.Run, func(context.Context) error { return forwarder.Close() })
 	}
+	g.add("watchers", nil, func(context.Context) error { return watchers.Close() })
 	g.add("processes", nil, func(context.Context) error { return end.processes(table) })
 	g.start(ctx)
 

@@ -9,12 +9,14 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	fs "github.com/wrenn/envd/gen/filesystem"
 	pb "github.com/wrenn/envd/gen/process"
 )
 
@@ -31,6 +33,15 @@ const (
 	service          = "/process.Process/"
 )
 
+// procedure is the path of a method; without one of its own it is of the
+// process service.
+func procedure(method string) string {
+	if strings.HasPrefix(method, "/") {
+		return method
+	}
+	return service + method
+}
+
 // caller is one kind of client. Errors are *connect.Error whatever the
 // protocol. Headers travel in the context; see with.
 type caller interface {
@@ -39,11 +50,19 @@ type caller interface {
 	stream(ctx context.Context, method string, req proto.Message) (events, error)
 	// input calls StreamInput.
 	input(ctx context.Context) (inputs, error)
+	// watch calls WatchDir.
+	watch(ctx context.Context, req *fs.WatchDirRequest) (changes, error)
 }
 
 // events is a stream from the daemon. next answers io.EOF after its orderly end.
 type events interface {
 	next() (*pb.ProcessEvent, error)
+	close()
+}
+
+// changes is a stream of events about files; see events.
+type changes interface {
+	next() (*fs.WatchDirResponse, error)
 	close()
 }
 
@@ -103,6 +122,20 @@ var kinds = []struct {
 func all(t *testing.T, scenario func(t *testing.T, c *call)) {
 	t.Parallel()
 	for _, d := range daemons {
+		for _, kind := range kinds {
+			t.Run(d.name+"/"+kind.name, func(t *testing.T) {
+				t.Parallel()
+				scenario(t, &call{t: t, d: d, kind: kind.name, caller: kind.make(d)})
+			})
+		}
+	}
+}
+
+// files runs a scenario about files with every kind of client, with the
+// daemon's reach and with the user's.
+func files(t *testing.T, scenario func(t *testing.T, c *call)) {
+	t.Parallel()
+	for _, d := range fileDaemons {
 		for _, kind := range kinds {
 			t.Run(d.name+"/"+kind.name, func(t *testing.T) {
 				t.Parallel()

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/wrenn/envd/gen/filesystem/filesystemconnect"
 	pb "github.com/wrenn/envd/gen/process"
 	"github.com/wrenn/envd/gen/process/processconnect"
 )
@@ -26,12 +27,16 @@ func transport(h2 bool) *http.Client {
 
 // connectCaller speaks by connect-go, in whichever protocol.
 type connectCaller struct {
-	c processconnect.ProcessClient
+	c     processconnect.ProcessClient
+	files filesystemconnect.FilesystemClient
 }
 
 func newConnect(d *daemon, hc *http.Client, opts ...connect.ClientOption) caller {
 	opts = append(opts, connect.WithInterceptors(copyHeaders{}))
-	return connectCaller{processconnect.NewProcessClient(hc, d.base, opts...)}
+	return connectCaller{
+		processconnect.NewProcessClient(hc, d.base, opts...),
+		filesystemconnect.NewFilesystemClient(hc, d.base, opts...),
+	}
 }
 
 func (c connectCaller) unary(ctx context.Context, method string, req, res proto.Message) error {
@@ -47,7 +52,7 @@ func (c connectCaller) unary(ctx context.Context, method string, req, res proto.
 	case *pb.CloseStdinRequest:
 		return do(ctx, c.c.CloseStdin, req, res)
 	default:
-		return fmt.Errorf("no method %s", method)
+		return c.unaryFiles(ctx, method, req, res)
 	}
 }
 

@@ -75,12 +75,21 @@ func rpcErr(err error) error {
 }
 
 func (c grpcCaller) unary(ctx context.Context, method string, req, res proto.Message) error {
-	return rpcErr(c.conn.Invoke(outgoing(ctx), service+method, req, res))
+	return rpcErr(c.conn.Invoke(outgoing(ctx), procedure(method), req, res))
 }
 
 func (c grpcCaller) stream(ctx context.Context, method string, req proto.Message) (events, error) {
+	s, cancel, err := c.open(ctx, method, req)
+	if err != nil {
+		return nil, err
+	}
+	return &grpcEvents{s: s, cancel: cancel, connects: method == methodConnect}, nil
+}
+
+// open calls a method that answers with a stream.
+func (c grpcCaller) open(ctx context.Context, method string, req proto.Message) (grpc.ClientStream, context.CancelFunc, error) {
 	ctx, cancel := context.WithCancel(outgoing(ctx))
-	s, err := c.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, service+method)
+	s, err := c.conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, procedure(method))
 	if err == nil {
 		err = s.SendMsg(req)
 	}
@@ -89,9 +98,9 @@ func (c grpcCaller) stream(ctx context.Context, method string, req proto.Message
 	}
 	if err != nil {
 		cancel()
-		return nil, rpcErr(err)
+		return nil, nil, rpcErr(err)
 	}
-	return &grpcEvents{s: s, cancel: cancel, connects: method == methodConnect}, nil
+	return s, cancel, nil
 }
 
 type grpcEvents struct {

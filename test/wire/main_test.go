@@ -3,8 +3,8 @@
 // HTTP/2, gRPC by grpc-go, gRPC-Web, and a client written out by hand that
 // sends what the published SDK sends. Beside that it sends bad input as bytes.
 //
-// TestMain builds the daemon with the race detector and starts it twice: with
-// a cgroup hierarchy and without. With ENVD_URL in the environment the
+// TestMain builds the daemon with the race detector and starts it: with a
+// cgroup hierarchy and without, and with --user-access. With ENVD_URL in the environment the
 // scenarios run against the daemon there instead; those about additions that
 // its /health does not name, and those that look into the process, are passed
 // over.
@@ -54,12 +54,16 @@ type daemon struct {
 	cmd     *exec.Cmd // nil: somebody else's
 	log     *logBuffer
 	cgroups string // root directory; "" for none
+	access  bool   // holds requests about files to what their user may do
 }
 
 // daemons are what the scenarios run against.
 var (
 	daemons []*daemon
-	program string // "" with ENVD_URL
+	// fileDaemons are what those about files run against: with the daemon's
+	// reach, and with the user's.
+	fileDaemons []*daemon
+	program     string // "" with ENVD_URL
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
@@ -90,7 +94,7 @@ func testMain(m *testing.M) int {
 func startAll() (stop func() error, err error) {
 	if base := os.Getenv("ENVD_URL"); base != "" {
 		d := &daemon{name: "given", base: strings.TrimSuffix(base, "/")}
-		daemons = append(daemons, d)
+		daemons, fileDaemons = append(daemons, d), append(fileDaemons, d)
 		return func() error { return nil }, d.readFeatures()
 	}
 	dir, err := os.MkdirTemp("", "envd-wire-")
@@ -111,9 +115,14 @@ func startAll() (stop func() error, err error) {
 		}
 		daemons = append(daemons, d)
 	}
+	access := &daemon{name: "user-access", access: true}
+	if err := access.start("--user-access"); err != nil {
+		return nil, err
+	}
+	fileDaemons = []*daemon{daemons[1], access}
 	return func() error {
 		var errs []string
-		for _, d := range daemons {
+		for _, d := range append(daemons, access) {
 			if err := d.stop(); err != nil {
 				errs = append(errs, fmt.Sprintf("daemon %s: %v\n%s", d.name, err, d.log.tail()))
 			}

@@ -34,7 +34,7 @@ type rawCaller struct {
 // head is the request line and headers; what describes the body follows.
 func (c *rawCaller) head(ctx context.Context, method, contentType string) *bytes.Buffer {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "POST %s%s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\n", service, method, c.addr, contentType)
+	fmt.Fprintf(&b, "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: %s\r\n", procedure(method), c.addr, contentType)
 	h := http.Header{
 		"Connect-Protocol-Version": {"1"},
 		"Keepalive-Ping-Interval":  {"50"},
@@ -138,6 +138,15 @@ func envelope(flags byte, body []byte) []byte {
 }
 
 func (c *rawCaller) stream(ctx context.Context, method string, req proto.Message) (events, error) {
+	s, err := c.open(ctx, method, req)
+	if err != nil {
+		return nil, err
+	}
+	return &rawEvents{rawStream: s, connects: method == methodConnect}, nil
+}
+
+// open calls a method that answers with a stream.
+func (c *rawCaller) open(ctx context.Context, method string, req proto.Message) (*rawStream, error) {
 	conn, done, err := c.dial(ctx)
 	if err != nil {
 		return nil, err
@@ -163,19 +172,20 @@ func (c *rawCaller) stream(ctx context.Context, method string, req proto.Message
 		done()
 		return nil, fmt.Errorf("stream answered %s with %q", answer.Status, answer.Header.Get("Content-Type"))
 	}
-	return &rawEvents{body: bufio.NewReader(answer.Body), done: done, connects: method == methodConnect}, nil
+	return &rawStream{body: bufio.NewReader(answer.Body), done: done}, nil
 }
 
-type rawEvents struct {
-	body     *bufio.Reader
-	done     func()
-	connects bool
+// rawStream is a stream of messages.
+type rawStream struct {
+	body *bufio.Reader
+	done func()
 }
 
-func (e *rawEvents) close() { e.done() }
+func (s *rawStream) close() { s.done() }
 
-func (e *rawEvents) next() (*pb.ProcessEvent, error) {
-	flags, text, err := readEnvelope(e.body)
+// message answers the text of the next message.
+func (s *rawStream) message() ([]byte, error) {
+	flags, text, err := readEnvelope(s.body)
 	if err != nil {
 		return nil, err
 	}
@@ -187,10 +197,23 @@ func (e *rawEvents) next() (*pb.ProcessEvent, error) {
 		if end.Error != nil {
 			return nil, jsonError(end.Error)
 		}
-		if b, err := io.ReadAll(e.body); err != nil || len(b) > 0 {
+		if b, err := io.ReadAll(s.body); err != nil || len(b) > 0 {
 			return nil, fmt.Errorf("after the end of the stream: %q, %w", b, err)
 		}
 		return nil, io.EOF
+	}
+	return text, nil
+}
+
+type rawEvents struct {
+	*rawStream
+	connects bool
+}
+
+func (e *rawEvents) next() (*pb.ProcessEvent, error) {
+	text, err := e.message()
+	if err != nil {
+		return nil, err
 	}
 	if e.connects {
 		m := &pb.ConnectResponse{}
