@@ -2,6 +2,7 @@
 # make test    installs what the tests need and runs all with the race detector
 # make check   vet, linters, format, generated code, go.mod files, import arrows
 # make bench   measures the daemon against floors of the same run
+# make soak    freezes, saves and restores a busy machine, CYCLES times
 # make fuzz    runs each fuzz target for FUZZTIME
 # make build   static binaries for linux on amd64 and arm64, below bin/
 # make generate, make format   rewrite gen/ and the sources
@@ -10,6 +11,7 @@
 # benchmarks (-quick, -only NAME), or for go test (-run NAME).
 ARGS =
 FUZZTIME = 10s
+CYCLES = 200
 
 TOOL = go tool -modfile=$(CURDIR)/tools/go.mod
 # This module and those of tests, which need what the daemon shall not.
@@ -64,6 +66,11 @@ format:
 .PHONY: bench
 bench:
 	go run ./test/bench $(ARGS)
+
+.PHONY: soak
+soak:
+	scripts/install-test-deps
+	cd test/vm && go test -count=1 -timeout=0 -v -run='^TestSoak$$' . -args -cycles=$(CYCLES)
 
 .PHONY: fuzz
 fuzz:

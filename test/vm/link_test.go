@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -29,12 +30,15 @@ type link struct {
 	tap  string
 	http *http.Client // to the machine
 	meta *metadata
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{} // guarded by mu; to the machine
 }
 
 var links atomic.Int32
 
 func openLink() (*link, error) {
-	l := &link{tap: fmt.Sprintf("tap%d", links.Add(1))}
+	l := &link{tap: fmt.Sprintf("tap%d", links.Add(1)), conns: map[net.Conn]struct{}{}}
 	for _, args := range []string{
 		"tuntap add dev " + l.tap + " mode tap",
 		"addr add " + hostIP + "/30 dev " + l.tap,
@@ -51,7 +55,7 @@ func openLink() (*link, error) {
 	protocols.SetUnencryptedHTTP2(true)
 	l.http = &http.Client{Transport: &http.Transport{
 		Protocols:   protocols,
-		DialContext: l.dialer().DialContext,
+		DialContext: l.dial,
 		HTTP2:       &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
 	}}
 	var err error
@@ -59,8 +63,29 @@ func openLink() (*link, error) {
 	return l, err
 }
 
-func (l *link) dialer() *net.Dialer {
-	return &net.Dialer{Timeout: 5 * time.Second, Control: l.bind}
+// dial connects to the machine.
+func (l *link) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	d := net.Dialer{Timeout: 5 * time.Second, Control: l.bind}
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns[conn] = struct{}{}
+	return conn, nil
+}
+
+// sever resets all connections to the machine. While it is frozen that never
+// reaches it: it is left with connections to nobody.
+func (l *link) sever() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for conn := range l.conns {
+		_ = conn.(*net.TCPConn).SetLinger(0) // closed already, perhaps
+		_ = conn.Close()
+	}
+	clear(l.conns)
 }
 
 func (l *link) bind(_, _ string, c syscall.RawConn) error {

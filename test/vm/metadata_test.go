@@ -69,3 +69,10 @@ func (m *metadata) close() error {
 	}
 	return nil
 }
+
+// set fills the document in.
+func (m *metadata) set(document map[string]string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.document = document
+}

@@ -68,3 +68,27 @@ func (m *monitor) command(name string, arguments any) (json.RawMessage, error) {
 	}
 	return nil, fmt.Errorf("QEMU %s: no answer: %w", name, m.in.Err())
 }
+
+// migrated waits until a migration, which is how QEMU saves and loads, is over.
+func (m *monitor) migrated(limit time.Time) error {
+	for {
+		b, err := m.command("query-migrate", nil)
+		if err != nil {
+			return err
+		}
+		var info struct {
+			Status string `json:"status"`
+			Desc   string `json:"error-desc"`
+		}
+		if err := json.Unmarshal(b, &info); err != nil {
+			return err
+		}
+		switch {
+		case info.Status == "completed":
+			return nil
+		case info.Status == "failed" || time.Now().After(limit):
+			return fmt.Errorf("migration is %s: %s", info.Status, info.Desc)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}

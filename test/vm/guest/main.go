@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/test/vm/pattern"
 )
 
 // parts are what the first argument names.
@@ -25,6 +28,10 @@ var parts = map[string]func(args []string) error{
 	"signal":   sendSignal,
 	"stubborn": stubborn,
 	"orphans":  orphans,
+	"echo":     func(args []string) error { _, err := fmt.Println(strings.Join(args, " ")); return err },
+	"stream":   stream,
+	"count":    count,
+	"clock":    clock,
 }
 
 func main() {
@@ -127,4 +134,50 @@ func orphans(args []string) error {
 		}
 	}
 	return nil
+}
+
+// stream prints the pattern of a seed: so many bytes, or without end some
+// 100 KiB a second. When it has printed all it waits to be killed.
+func stream(args []string) error {
+	seed, err := strconv.ParseUint(args[0], 10, 64)
+	if err != nil {
+		return err
+	}
+	left := uint64(1) << 63
+	if len(args) > 1 {
+		if left, err = strconv.ParseUint(args[1], 10, 64); err != nil {
+			return err
+		}
+	}
+	buf := make([]byte, 1000)
+	for at := uint64(0); left > 0; {
+		n := min(uint64(len(buf)), left)
+		pattern.Fill(buf[:n], seed, at)
+		if _, err := os.Stdout.Write(buf[:n]); err != nil {
+			return err
+		}
+		at, left = at+n, left-n
+		if len(args) == 1 {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	for {
+		time.Sleep(time.Hour)
+	}
+}
+
+// count tells how many bytes came in.
+func count([]string) error {
+	n, err := io.Copy(io.Discard, os.Stdin)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Println(n)
+	return err
+}
+
+// clock prints the time, in nanoseconds since 1970.
+func clock([]string) error {
+	_, err := fmt.Println(time.Now().UnixNano())
+	return err
 }
