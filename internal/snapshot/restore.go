@@ -1,0 +1,63 @@
+package snapshot
+
+import "context"
+
+// Return brings a prepared guest back to work, as a request does that needs it.
+// Live connections and their streams go on. Only with workload does it thaw
+// what is frozen: to look at the guest, nothing has to run.
+func (c *Coordinator) Return(workload bool) {
+	away := c.away.Load()
+	if away&awayPrepared == 0 && (!workload || away&awayFrozen == 0) {
+		return
+	}
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	c.resume()
+	if workload {
+		c.thaw()
+	}
+}
+
+// Restore is the host's word that the machine was restored, or, when jumped is
+// not set, that it may have been: then it was if a Prepare came before. jumped
+// says that there is other evidence, such as a clock that was far behind. It
+// tells whether a new generation has begun. keep is the context of the request
+// that brings the word; its connection stays.
+func (c *Coordinator) Restore(keep context.Context, jumped bool) bool {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	c.mu.Lock()
+	pending := c.pending
+	restored := pending || jumped
+	c.pending = false
+	if restored {
+		c.generation++
+	}
+	generation := c.generation
+	c.mu.Unlock()
+	if restored {
+		c.cfg.Log.Info("restored from a snapshot", "generation", generation, "announced", pending)
+		if _, conns := c.all(); conns != nil {
+			conns.Drop(keep, !pending, ErrRestored)
+		}
+	}
+	c.resume()
+	c.thaw()
+	return restored
+}
+
+// resume undoes Prepare, but for the workload. The caller has the turn.
+func (c *Coordinator) resume() {
+	if c.Status().State != Prepared {
+		return
+	}
+	c.move(Restoring)
+	parts, conns := c.all()
+	if conns != nil {
+		conns.Wake()
+	}
+	for _, part := range parts {
+		part.Resume()
+	}
+	c.move(Running)
+}

@@ -1,0 +1,75 @@
+package snapshot
+
+import (
+	"context"
+	"time"
+)
+
+// freeze stops the workload and arms the watchdog. A start that is still under
+// way forbids it: the thread that forks stands in vfork(2) until its child has
+// called exec, which a frozen child does not, and the next collection of the
+// garbage would wait for that thread for ever. The caller has the turn.
+func (c *Coordinator) freeze(f Freeze, noStarts bool, report *Report) {
+	if c.cfg.Workload == nil {
+		report.Outcome = NoFreezing
+		return
+	}
+	if !noStarts {
+		report.Outcome = FreezeError
+		return
+	}
+	c.mu.Lock()
+	c.frozen = true
+	c.noteLocked()
+	if c.watchdog != nil {
+		c.watchdog.Stop()
+	}
+	c.watchdog = time.AfterFunc(f.Thaw, c.overdue)
+	c.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(context.Background(), f.Wait)
+	defer cancel()
+	began := time.Now()
+	report.Frozen = c.cfg.Workload.Freeze(ctx)
+	report.Waited = time.Since(began)
+	switch {
+	case report.Frozen.Failed > 0:
+		report.Outcome = FreezeError
+	case report.Frozen.Frozen < report.Frozen.Groups:
+		report.Outcome = NotInTime
+	default:
+		report.Outcome = AllFrozen
+	}
+}
+
+// overdue is the watchdog: the host froze the workload and does not come back.
+func (c *Coordinator) overdue() {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	if c.Status().Frozen {
+		c.cfg.Log.Warn("the workload was frozen for a snapshot and nobody thawed it")
+		c.thaw()
+	}
+}
+
+// Close thaws the workload, so that it can obey the daemon's end.
+func (c *Coordinator) Close() {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	c.thaw()
+}
+
+// thaw lets a frozen workload go on. The caller has the turn.
+func (c *Coordinator) thaw() {
+	if !c.Status().Frozen {
+		return
+	}
+	if err := c.cfg.Workload.Thaw(); err != nil {
+		c.cfg.Log.Error("the workload does not thaw", "error", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.frozen = false
+	c.watchdog.Stop()
+	c.noteLocked()
+}
