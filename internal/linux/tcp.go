@@ -39,3 +39,13 @@ func CorkTCP(fd uintptr, on bool) {
 	}
 	_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, v)
 }
+
+// Unsent reports how many bytes of a connection its peer has not acknowledged
+// (tcp(7), SIOCOUTQ).
+func Unsent(fd uintptr) (int, error) {
+	n, err := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+	if err != nil {
+		return 0, fmt.Errorf("ioctl SIOCOUTQ: %w", err)
+	}
+	return n, nil
+}

@@ -53,6 +53,8 @@ type conn struct {
 
 	judge    sync.Once // of FromGuest
 	fromHost bool      // set by judge
+
+	life
 }
 
 // Cork makes the connection of the request with that context hold incomplete

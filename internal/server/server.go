@@ -36,6 +36,7 @@ type Server struct {
 	listener net.Listener
 	http     *http.Server
 	cancel   context.CancelCauseFunc // ends the context of every request
+	conns    registry
 }
 
 // Open listens on addr. Connections wait there until Run.
@@ -50,20 +51,19 @@ func Open(addr string, handler http.Handler, log *slog.Logger) (*Server, error) 
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	return &Server{
-		listener: watched{listener, deadCheck},
-		cancel:   cancel,
-		http: &http.Server{
-			Handler:           Middleware(handler, log),
-			ReadHeaderTimeout: headerTimeout,
-			IdleTimeout:       idleTimeout,
-			Protocols:         protocols,
-			HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
-			BaseContext:       func(net.Listener) context.Context { return base },
-			ConnContext:       withConn,
-			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		},
-	}, nil
+	s := &Server{listener: watched{listener, deadCheck}, cancel: cancel}
+	s.http = &http.Server{
+		Handler:           Middleware(handler, log),
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		Protocols:         protocols,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		BaseContext:       func(net.Listener) context.Context { return base },
+		ConnContext:       s.conns.enter,
+		ConnState:         s.conns.track,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s, nil
 }
 
 // Addr is the address listened on.
@@ -82,6 +82,7 @@ func (s *Server) Run(context.Context) error {
 // closes their connections.
 func (s *Server) Close(ctx context.Context, cause error) error {
 	s.cancel(cause)
+	defer s.conns.close()
 	if err := s.http.Shutdown(ctx); err == nil {
 		return nil
 	}
