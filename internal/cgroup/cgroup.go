@@ -175,7 +175,10 @@ func removeEmpty(dir string) {
 		if abandoned(e.Name()) {
 			leaf := filepath.Join(dir, e.Name())
 			removeBelow(leaf)
-			_ = unix.Rmdir(leaf) // a busy one stays
+			if unix.Rmdir(leaf) != nil {
+				// A busy one stays, and runs: who froze it is gone.
+				_ = (&Group{path: leaf}).write("cgroup.freeze", "0")
+			}
 		}
 	}
 }
