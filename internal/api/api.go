@@ -22,6 +22,7 @@ import (
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/snapshot"
 )
 
 // maxMessage is the largest message accepted, in bytes, from the wire contract.
@@ -36,6 +37,8 @@ type Config struct {
 	// Ports is nil where the kernel does not tell of them.
 	Ports    *ports.Forwarder
 	Watchers *Watchers
+	// Snapshot is nil for a guest that knows no snapshots.
+	Snapshot *snapshot.Coordinator
 	Log      *slog.Logger
 	// Cork, when not nil, makes the connection of a request hold incomplete
 	// segments back until it is called again with false. For HTTP/1.1 only.
@@ -81,10 +84,11 @@ func New(cfg Config) *Handler {
 
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", health(cfg.Version))
+	cfg.mountSnapshot(mux)
 	mux.Handle("GET /ports", listPorts(cfg.Ports))
 	mux.Handle("POST /shutdown", cfg.hostOnly(http.HandlerFunc(cfg.shutdown)))
 	(&fileTransfer{cfg}).route(mux)
-	h := &Handler{Handler: tokenOnly(cfg.Settings, jsonErrors(mux))}
+	h := &Handler{Handler: cfg.returning(tokenOnly(cfg.Settings, jsonErrors(mux)))}
 	mount := func(service string, build func() (string, http.Handler)) (made func() http.Handler) {
 		made = sync.OnceValue(func() http.Handler {
 			_, h := build()

@@ -14,6 +14,7 @@ import (
 	"github.com/wrenn/envd/internal/filesystem"
 	"github.com/wrenn/envd/internal/guest"
 	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/snapshot"
 	"github.com/wrenn/envd/internal/watch"
 )
 
@@ -38,6 +39,8 @@ var codes = []struct {
 	{process.ErrStdinClosed, connect.CodeFailedPrecondition},
 	{process.ErrWrongInput, connect.CodeFailedPrecondition},
 	{process.ErrClosed, connect.CodeUnavailable},
+	{snapshot.ErrPrepared, connect.CodeUnavailable},
+	{snapshot.ErrRestored, connect.CodeAborted},
 	{guest.ErrUnknownUser, connect.CodeUnauthenticated},
 	{filesystem.ErrInvalid, connect.CodeInvalidArgument},
 	{filesystem.ErrIsDirectory, connect.CodeInvalidArgument},

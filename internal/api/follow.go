@@ -2,12 +2,14 @@ package api
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
 
 	pb "github.com/wrenn/envd/gen/process"
 	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/snapshot"
 )
 
 const (
@@ -66,7 +68,7 @@ func (f *follower) run(ctx context.Context) error {
 			quiet.Reset(f.keepalive)
 			continue
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return f.ended(context.Cause(ctx))
 		}
 		b, err := f.cursor.Take(f.maxChunk())
 		if err != nil {
@@ -90,6 +92,15 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		quiet.Reset(f.keepalive)
 	}
+}
+
+// ended is how the stream ends with its context. After a restore it can be
+// continued, elsewhere, behind the last byte that was sent.
+func (f *follower) ended(cause error) error {
+	if errors.Is(cause, snapshot.ErrRestored) {
+		return aborted(cause, f.cursor.Offset())
+	}
+	return cause
 }
 
 // cutOff interrupts a write that has been blocked for long, once the reader

@@ -19,6 +19,8 @@ var features = []string{
 	"process.limits",            // StartRequest.limits
 	"process.list_exited",       // ListRequest.include_exited, ProcessInfo details
 	"process.output_offsets",    // DataEvent.offset, ConnectRequest.offset, gap events
+	"snapshot.freeze_workload",  // POST /snapshot/prepare with a body
+	"snapshot.status",           // GET /snapshot
 }
 
 // health answers GET /health.

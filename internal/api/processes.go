@@ -41,7 +41,7 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 	if deadline, ok := ctx.Deadline(); ok {
 		spec.Timeout = max(time.Until(deadline), time.Nanosecond)
 	}
-	p, cursor, err := s.Processes.Start(spec)
+	p, cursor, err := s.start(ctx, spec)
 	if err != nil {
 		return rpcError(err)
 	}

@@ -25,6 +25,7 @@ import (
 	"github.com/wrenn/envd/internal/process"
 	"github.com/wrenn/envd/internal/reap"
 	"github.com/wrenn/envd/internal/server"
+	"github.com/wrenn/envd/internal/snapshot"
 	"github.com/wrenn/envd/internal/watch"
 )
 
@@ -88,7 +89,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}})
 	accounts := guest.NewAccounts("/etc/passwd", "/etc/group")
 
+	coordinator := snapshot.New(snapshotConfig(ground, log))
 	trim := newTrimmer(quietSpell)
+	coordinator.Register(trim)
+	cfg.Output.Gate = coordinator
 	cfg.Output.Ended = func(p *process.Process) {
 		trim.touch()
 		log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
@@ -103,6 +107,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return fmt.Errorf("start daemon: %w", err)
 	}
+	coordinator.Register(table)
 
 	if forwarder, err = openPorts(cfg, table); err != nil {
 		table.Close(ctx) // nothing runs in it yet; the group does not have it
@@ -110,9 +115,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 
 	watchers := watch.NewSet[*api.Watched]()
+	coordinator.Register(paused{watchers})
 	wire := api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Watchers: watchers, Log: log,
-		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder,
+		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder, Snapshot: coordinator,
 	}
 	if cfg.Firecracker {
 		wire.FromGuest = server.FromGuest
@@ -129,14 +135,17 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		table.Close(ctx) // nothing runs in it yet; the group does not have it
 		return fmt.Errorf("start daemon: %w", err)
 	}
+	coordinator.Serve(srv)
 	// Closed in reverse: first processes, so that readers get their ends.
 	g.add("memory", trim.run, nil)
 	g.add("server", srv.Run, func(ctx context.Context) error { return srv.Close(ctx, process.ErrClosed) })
 	if forwarder != nil {
+		coordinator.Register(forwarder)
 		g.add("ports", forwarder.Run, func(context.Context) error { return forwarder.Close() })
 	}
 	g.add("watchers", nil, func(context.Context) error { return watchers.Close() })
 	g.add("processes", nil, func(context.Context) error { return end.processes(table) })
+	g.add("snapshot", nil, func(context.Context) error { coordinator.Close(); return nil })
 	g.start(ctx)
 
 	if !end.isInit {

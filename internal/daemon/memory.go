@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,8 +14,22 @@ const worthReturning = 2 << 20
 // trimmer gives memory back to the system once a burst of commands is over.
 // Between bursts it does nothing.
 type trimmer struct {
-	quiet time.Duration
-	bell  chan struct{}
+	quiet   time.Duration
+	bell    chan struct{}
+	resting atomic.Bool
+}
+
+// Quiesce makes the trimmer do nothing until Resume.
+func (t *trimmer) Quiesce(context.Context) error {
+	t.resting.Store(true)
+	t.touch() // it stops its timer
+	return nil
+}
+
+// Resume undoes Quiesce. Whatever has ended meanwhile counts as just now.
+func (t *trimmer) Resume() {
+	t.resting.Store(false)
+	t.touch()
 }
 
 func newTrimmer(quiet time.Duration) *trimmer {
@@ -35,7 +50,11 @@ func (t *trimmer) run(ctx context.Context) error {
 	for {
 		select {
 		case <-t.bell:
-			timer.Reset(t.quiet)
+			if t.resting.Load() {
+				timer.Stop()
+			} else {
+				timer.Reset(t.quiet)
+			}
 		case <-timer.C:
 			trim()
 		case <-ctx.Done():

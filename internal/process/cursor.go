@@ -242,6 +242,21 @@ func (c *Cursor) Close() {
 	resumed = o.moved()
 }
 
+// Offset is that of the next byte that Take answers: of the gap, if there is
+// one.
+func (c *Cursor) Offset() int64 {
+	c.o.mu.Lock()
+	defer c.o.mu.Unlock()
+	switch {
+	case c.gap != nil:
+		return c.gap.From
+	case len(c.kept) > 0:
+		return c.kept[0].offset
+	default:
+		return c.at
+	}
+}
+
 // Behind tells whether the cursor has been cut off: what it would read next is
 // no longer kept.
 func (c *Cursor) Behind() bool {

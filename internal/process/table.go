@@ -38,6 +38,14 @@ type Config struct {
 	Ended func(*Process)
 	// Started, when not nil, is called after each start. It does not block.
 	Started func()
+	// Gate, when not nil, is passed by every start.
+	Gate Gate
+}
+
+// Gate lets starts through, or does not. It may make them wait.
+type Gate interface {
+	// Enter lets a start through; leave says that it is over.
+	Enter() (leave func(), err error)
 }
 
 // DefaultConfig is what the wire contract promises.
@@ -69,6 +77,7 @@ type Table struct {
 	tags    map[string][]*Process // oldest first
 	expiry  []*Process            // ended, oldest first
 	timer   *time.Timer           // runs expire; nil while nothing is to expire
+	resting bool                  // nothing expires; see Quiesce
 }
 
 // Groups answers where commands get their cgroups, nil where cgroup v2 is not
@@ -96,7 +105,8 @@ func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
 }
 
 // Start runs spec. It returns the process and a cursor that sees all of its
-// output; the caller closes the cursor. Errors are *StartError or ErrClosed.
+// output; the caller closes the cursor. Errors are *StartError, ErrClosed or
+// what the gate says.
 func (t *Table) Start(spec *Spec) (*Process, *Cursor, error) {
 	if err := spec.validate(); err != nil {
 		return nil, nil, err
@@ -107,6 +117,13 @@ func (t *Table) Start(spec *Spec) (*Process, *Cursor, error) {
 	path, err := spec.find()
 	if err != nil {
 		return nil, nil, err
+	}
+	if t.cfg.Gate != nil {
+		leave, err := t.cfg.Gate.Enter()
+		if err != nil {
+			return nil, nil, fmt.Errorf("start: %w", err)
+		}
+		defer leave()
 	}
 	// Close waits for starts that it did not refuse.
 	t.mu.Lock()
@@ -362,7 +379,7 @@ func (t *Table) ended(p *Process) {
 
 // armLocked makes the timer run when the oldest ended process is due.
 func (t *Table) armLocked() {
-	if t.timer != nil || len(t.expiry) == 0 || t.closing {
+	if t.timer != nil || len(t.expiry) == 0 || t.closing || t.resting {
 		return
 	}
 	due := t.expiry[0].endedAt.Add(t.cfg.Retain)
@@ -378,6 +395,9 @@ func (t *Table) expire() {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.resting {
+		return // stopped while it fired
+	}
 	t.timer = nil
 	now := time.Now()
 	due := t.expiry
@@ -443,6 +463,27 @@ func (t *Table) forgetLocked(p *Process) {
 		// Maps do not shrink by themselves.
 		t.all, t.pids, t.tags = make(map[uint64]*Process), make(map[int]*Process), make(map[string][]*Process)
 	}
+}
+
+// Quiesce stops the timer by which ended processes are forgotten, for a
+// snapshot. Processes, their deadlines and their output go on.
+func (t *Table) Quiesce(context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.resting = true
+	if t.timer != nil {
+		t.timer.Stop()
+		t.timer = nil
+	}
+	return nil
+}
+
+// Resume undoes Quiesce.
+func (t *Table) Resume() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.resting = false
+	t.armLocked()
 }
 
 // closeGrace is what Close gives killed trees to be gone and their output to

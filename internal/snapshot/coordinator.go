@@ -57,8 +57,9 @@ type Connections interface {
 
 // Workload is what the guest runs.
 type Workload interface {
-	// Freeze stops it, and looks until ctx ends whether it has stopped.
-	Freeze(ctx context.Context) Frozen
+	// Freeze stops it, and looks until ctx ends whether it has stopped. It
+	// fails where there is no way to.
+	Freeze(ctx context.Context) (Frozen, error)
 	// Thaw lets it go on.
 	Thaw() error
 }
@@ -75,8 +76,7 @@ type Config struct {
 	// Sync writes the root filesystem out. It may block for long.
 	Sync func() error
 	// Shrink makes the heap small.
-	Shrink func()
-	// Workload is nil where it cannot be frozen.
+	Shrink   func()
 	Workload Workload
 	Log      *slog.Logger
 }

@@ -91,18 +91,22 @@ type load struct {
 	mu     sync.Mutex
 	frozen bool
 	result Frozen
+	err    error         // of Freeze
 	thawed chan struct{} // says that there was a Thaw
 }
 
-func (l *load) Freeze(ctx context.Context) Frozen {
+func (l *load) Freeze(ctx context.Context) (Frozen, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.err != nil {
+		return Frozen{}, l.err
+	}
 	l.frozen = true
 	l.j.add("freeze")
 	if l.result.Frozen < l.result.Groups {
 		<-ctx.Done()
 	}
-	return l.result
+	return l.result, nil
 }
 
 func (l *load) Thaw() error {

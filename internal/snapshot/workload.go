@@ -10,36 +10,37 @@ import (
 // called exec, which a frozen child does not, and the next collection of the
 // garbage would wait for that thread for ever. The caller has the turn.
 func (c *Coordinator) freeze(f Freeze, noStarts bool, report *Report) {
-	if c.cfg.Workload == nil {
-		report.Outcome = NoFreezing
-		return
-	}
 	if !noStarts {
 		report.Outcome = FreezeError
 		return
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), f.Wait)
+	defer cancel()
+	began := time.Now()
+	frozen, err := c.cfg.Workload.Freeze(ctx)
+	if err != nil {
+		c.cfg.Log.Warn("the workload cannot be frozen for a snapshot", "error", err)
+		report.Outcome = NoFreezing
+		return
+	}
+	report.Frozen, report.Waited = frozen, time.Since(began)
+	switch {
+	case frozen.Failed > 0:
+		report.Outcome = FreezeError
+	case frozen.Frozen < frozen.Groups:
+		report.Outcome = NotInTime
+	default:
+		report.Outcome = AllFrozen
+	}
+	// The gate is shut while the guest is prepared, and from here on longer.
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.frozen = true
 	c.noteLocked()
 	if c.watchdog != nil {
 		c.watchdog.Stop()
 	}
 	c.watchdog = time.AfterFunc(f.Thaw, c.overdue)
-	c.mu.Unlock()
-
-	ctx, cancel := context.WithTimeout(context.Background(), f.Wait)
-	defer cancel()
-	began := time.Now()
-	report.Frozen = c.cfg.Workload.Freeze(ctx)
-	report.Waited = time.Since(began)
-	switch {
-	case report.Frozen.Failed > 0:
-		report.Outcome = FreezeError
-	case report.Frozen.Frozen < report.Frozen.Groups:
-		report.Outcome = NotInTime
-	default:
-		report.Outcome = AllFrozen
-	}
 }
 
 // overdue is the watchdog: the host froze the workload and does not come back.

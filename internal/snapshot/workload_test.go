@@ -78,7 +78,7 @@ func TestFreezeOutcomes(t *testing.T) {
 // TestFreezeWithoutWorkload checks a daemon without cgroups.
 func TestFreezeWithoutWorkload(t *testing.T) {
 	r := newRig(t)
-	r.cfg.Workload = nil
+	r.load.err = errors.New("no cgroups")
 	if report := r.Prepare(Freeze{Wanted: true}); report.Outcome != NoFreezing {
 		t.Errorf("outcome %v", report.Outcome)
 	}

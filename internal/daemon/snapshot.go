@@ -1,0 +1,66 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/linux"
+	"github.com/wrenn/envd/internal/snapshot"
+)
+
+// snapshotConfig says what a snapshot is prepared with.
+func snapshotConfig(g *ground, log *slog.Logger) snapshot.Config {
+	return snapshot.Config{
+		Sync:     func() error { return linux.SyncFilesystem("/") },
+		Shrink:   shrink,
+		Workload: workload{g},
+		Log:      log,
+	}
+}
+
+// workload is all commands, as what a snapshot may freeze.
+type workload struct{ ground *ground }
+
+func (w workload) Freeze(ctx context.Context) (snapshot.Frozen, error) {
+	groups, err := w.ground.hierarchy()
+	if err == nil && groups == nil {
+		err = cgroup.ErrUnusable
+	}
+	if err != nil {
+		return snapshot.Frozen{}, err
+	}
+	return snapshot.Frozen(groups.Freeze(ctx)), nil
+}
+
+func (w workload) Thaw() error {
+	groups, err := w.ground.hierarchy()
+	if err != nil || groups == nil {
+		return err
+	}
+	return groups.Thaw()
+}
+
+// paused is a part that stops at once.
+type paused struct {
+	part interface {
+		Pause()
+		Resume()
+	}
+}
+
+func (p paused) Quiesce(context.Context) error {
+	p.part.Pause()
+	return nil
+}
+
+func (p paused) Resume() { p.part.Resume() }
+
+// shrink makes the heap as small as it gets. Pools keep what they hold through
+// one collection; FreeOSMemory does another.
+func shrink() {
+	runtime.GC()
+	debug.FreeOSMemory()
+}
