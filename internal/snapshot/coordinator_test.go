@@ -98,15 +98,17 @@ func TestSyncFails(t *testing.T) {
 func TestSyncTakesLong(t *testing.T) {
 	r := newRig(t)
 	r.limits.sync = 10 * time.Millisecond
-	release := make(chan struct{})
-	r.sync = func() error { <-release; return nil }
+	release, syncs := make(chan struct{}), make(chan struct{}, 10)
+	r.sync = func() error { syncs <- struct{}{}; <-release; return nil }
 	for range 2 {
 		if report := r.Prepare(Freeze{}); report.Synced {
 			t.Error("synced")
 		}
 		r.is(t, Status{State: Prepared, Generation: 1, Pending: true})
 	}
-	r.did(t, "quiesce second", "quiesce first", "sync", "rest", "shrink", "rest", "shrink")
+	wait(t, "the sync", syncs)
+	r.j.take()
+	not(t, "another sync", syncs)
 	close(release)
 	r.limits.sync = limit
 	if report := r.Prepare(Freeze{}); !report.Synced {
