@@ -34,7 +34,7 @@ func TestBare(t *testing.T) {
 	t.Run("boot", func(t *testing.T) { checkBoot(t, m) })
 	t.Run("mounts", func(t *testing.T) { checkMounts(t, m, "/tmp tmpfs rw,nosuid,nodev") })
 	t.Run("names", func(t *testing.T) { checkNames(t, m, "capsule") })
-	t.Run("terminal", func(t *testing.T) { checkTerminal(t, m) })
+	checkServices(t, m)
 	t.Run("sync", func(t *testing.T) { m.output(t, "/bin/sync") })
 	t.Run("orphans", func(t *testing.T) { checkOrphans(t, m) })
 	t.Run("Ctrl-Alt-Del", func(t *testing.T) {

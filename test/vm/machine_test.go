@@ -59,6 +59,7 @@ func boot(t testing.TB, img image) *machine {
 			t.Error(err)
 		}
 	})
+	l.meta.set(map[string]string{"instanceID": "sandbox-" + l.tap, "envID": "template", "address": hostIP + ":9999"})
 	began := time.Now()
 	m := launch(t, img, l)
 	m.waitHealth(t, bootLimit)

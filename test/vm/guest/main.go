@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -32,6 +33,10 @@ var parts = map[string]func(args []string) error{
 	"stream":   stream,
 	"count":    count,
 	"clock":    clock,
+	"serve":    serve,
+	"eat":      eat,
+	"spin":     spin,
+	"bomb":     bomb,
 }
 
 func main() {
@@ -180,4 +185,70 @@ func count([]string) error {
 func clock([]string) error {
 	_, err := fmt.Println(time.Now().UnixNano())
 	return err
+}
+
+// serve greets whoever connects.
+func serve(args []string) error {
+	listener, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		_, _ = conn.Write([]byte("from inside\n"))
+		_ = conn.Close()
+	}
+}
+
+// eat takes so many MiB of memory, and uses them.
+func eat(args []string) error {
+	mib, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	var eaten [][]byte
+	for range mib {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += os.Getpagesize() {
+			b[i] = 1
+		}
+		eaten = append(eaten, b)
+	}
+	runtime.KeepAlive(eaten)
+	return nil
+}
+
+// spin uses the processor for so long.
+func spin(args []string) error {
+	d, err := time.ParseDuration(args[0])
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		continue
+	}
+	return nil
+}
+
+// bomb forks as often as it may, and tries for ever. It says how many children
+// it has when it meets the limit first.
+func bomb([]string) error {
+	met := false
+	for n := 0; ; {
+		pid, _, errno := unix.RawSyscall(unix.SYS_FORK, 0, 0, 0)
+		switch {
+		case errno == 0 && pid > 0:
+			n++
+		case errno != 0 && !met:
+			met = true
+			fmt.Println(n)
+		case errno == 0:
+			for {
+				unix.RawSyscall(unix.SYS_PAUSE, 0, 0, 0)
+			}
+		}
+	}
 }
