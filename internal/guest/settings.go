@@ -16,6 +16,8 @@ type Settings struct {
 	Env map[string]string
 	// Token is what requests have to show.
 	Token Token
+	// Identity is which sandbox this is, as far as known.
+	Identity Identity
 }
 
 // Store publishes Settings. The zero value is not usable; see NewStore.
