@@ -26,6 +26,9 @@ func main() {
 	if filepath.Base(os.Args[0]) == "sync" {
 		os.Exit(sync(os.Args[1:]))
 	}
+	if code, is := daemon.Helper(os.Args); is {
+		os.Exit(code)
+	}
 	os.Exit(run(os.Args[1:]))
 }
 

@@ -52,6 +52,12 @@ type Config struct {
 	Shutdown func(grace time.Duration, restart bool)
 	// UserAccess limits file operations to what the user itself may do.
 	UserAccess bool
+	// Machine is what /init changes, as its only caller.
+	Machine *guest.Machine
+	// Identities is nil where there is no metadata service.
+	Identities Identities
+	// Restorer may be nil: then nothing is ever restored.
+	Restorer Restorer
 }
 
 // Handler serves everything that the daemon serves.
@@ -85,6 +91,8 @@ func New(cfg Config) *Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /health", health(cfg.Version))
 	cfg.mountSnapshot(mux)
+	mux.HandleFunc("GET /envs", cfg.envs)
+	mux.Handle("POST /init", cfg.hostOnly(newInitService(cfg)))
 	mux.Handle("GET /ports", listPorts(cfg.Ports))
 	mux.Handle("POST /shutdown", cfg.hostOnly(http.HandlerFunc(cfg.shutdown)))
 	(&fileTransfer{cfg}).route(mux)

@@ -14,6 +14,7 @@ var features = []string{
 	"files.patch",               // PATCH /files with Content-Range
 	"files.zstd",                // downloads in zstd
 	"filesystem.rename_from",    // FilesystemEvent.from
+	"init.env_remove",           // null in envVars of POST /init
 	"process.end_event_details", // EndEvent output_open, oom_killed, usage
 	"process.kill_after",        // SendSignalRequest.kill_after_ms
 	"process.limits",            // StartRequest.limits

@@ -21,6 +21,7 @@ import (
 	"github.com/wrenn/envd/internal/api"
 	"github.com/wrenn/envd/internal/boot"
 	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/mmds"
 	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
 	"github.com/wrenn/envd/internal/reap"
@@ -42,6 +43,8 @@ type Config struct {
 	// ForwardIP is where loopback ports become reachable; the zero Addr for
 	// nowhere.
 	ForwardIP netip.Addr
+	// Clock is the wall clock; nil means the machine's.
+	Clock guest.Clock
 	// UserAccess limits what requests do to files to what the user may do.
 	UserAccess bool
 	// Output limits what is kept of processes' output.
@@ -84,9 +87,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	runGround := func(ctx context.Context) error { return ground.run(ctx, cfg.Firecracker, log) }
 	g.add("cgroups", runGround, func(context.Context) error { return ground.close() })
 
-	settings := guest.NewStore(guest.Settings{User: "root", Env: map[string]string{
-		"WRENN_SANDBOX": strconv.FormatBool(cfg.Firecracker),
-	}})
+	settings := guest.NewStore(guest.Settings{User: "root", Env: guest.SandboxEnv(cfg.Firecracker)})
 	accounts := guest.NewAccounts("/etc/passwd", "/etc/group")
 
 	coordinator := snapshot.New(snapshotConfig(ground, log))
@@ -118,10 +119,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	coordinator.Register(paused{watchers})
 	wire := api.Config{
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Watchers: watchers, Log: log,
-		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder, Snapshot: coordinator,
+		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder, Snapshot: coordinator, Restorer: coordinator,
+		Machine: guest.NewMachine(guest.MachineConfig{
+			Settings: settings, Clock: cfg.clock(), Mounter: mounter{reaper}, Log: log, Root: "/",
+		}),
 	}
 	if cfg.Firecracker {
-		wire.FromGuest = server.FromGuest
+		who := newIdentity(mmds.New(mmds.Address).Fetch, settings, "/", log)
+		g.add("identity", who.run, nil)
+		coordinator.Register(who)
+		wire.FromGuest, wire.Identities = server.FromGuest, who
 	}
 	if end.isInit {
 		wire.Shutdown = end.begin
@@ -152,6 +159,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		defer end.onSignal()()
 	}
 	defer forgetSignals()()
+	if err := guest.WriteSandbox("/", cfg.Firecracker); err != nil {
+		log.Warn("files do not say whether this is a sandbox; the environment does", "error", err)
+	}
 	ground.prepare(cfg.CgroupRoot, log)
 	log.Info("envd is ready", "version", cfg.Version, "commit", cfg.Commit, "address", srv.Addr().String(), "firecracker", cfg.Firecracker)
 	if cfg.Command != "" {
@@ -161,4 +171,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	handler.Warm()
 	return g.wait(ctx, log)
+}
+
+func (cfg Config) clock() guest.Clock {
+	if cfg.Clock == nil {
+		return guest.SystemClock{}
+	}
+	return cfg.Clock
 }

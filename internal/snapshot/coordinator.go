@@ -153,6 +153,9 @@ func (c *Coordinator) Status() Status {
 // Generation counts restores: 1 before the first.
 func (c *Coordinator) Generation() uint64 { return c.Status().Generation }
 
+// Pending tells whether a Prepare has come, and no Restore since.
+func (c *Coordinator) Pending() bool { return c.Status().Pending }
+
 // Away tells whether Return has something to do.
 func (c *Coordinator) Away() bool { return c.away.Load() != 0 }
 

@@ -79,7 +79,8 @@ func TestEnvironment(t *testing.T) {
 		got := env(print0(nil))
 		if c.d.cmd != nil {
 			want := map[string]string{
-				"PATH": os.Getenv("PATH"), "HOME": "/root", "USER": "root", "LOGNAME": "root", "WRENN_SANDBOX": "false",
+				"PATH": os.Getenv("PATH"), "HOME": "/root", "USER": "root", "LOGNAME": "root",
+				"WRENN_SANDBOX": "false", "E2B_SANDBOX": "false",
 			}
 			if !maps.Equal(got, want) {
 				t.Errorf("got %v, expected %v", got, want)
