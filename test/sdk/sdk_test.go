@@ -1,0 +1,224 @@
+// Package sdk lets the published E2B SDKs drive the built daemon: what works
+// here works for programs that use them.
+//
+// The tests themselves are in the SDK's language, below js, and print TAP;
+// each becomes a subtest here. The SDK talks to port 49983, so daemon and
+// tests run in a network namespace of their own: this test binary is executed
+// in it again. What npm installs is pinned by lock files and kept below the
+// tests' cache, so that only the first run on a machine needs the network.
+package sdk
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	daemonAddr = "127.0.0.1:49983"
+	// limit bounds a suite. Nothing comes near it unless it hangs.
+	limit = 4 * time.Minute
+	// insideVar tells the executed test that it is in its own namespace. It
+	// holds the directory with everything built and installed.
+	insideVar = "ENVD_SDK_INSIDE"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(insideVar) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "bring loopback up: %v: %s\n", err, out)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func TestJavaScript(t *testing.T) {
+	dir := os.Getenv(insideVar)
+	if dir == "" {
+		dir = t.TempDir()
+		buildDaemon(t, dir)
+		link(t, install(t, "js"), filepath.Join(dir, "js"))
+		link(t, nodeProgram(t), filepath.Join(dir, "node"))
+		isolated(t, dir)
+		return
+	}
+	startDaemon(t, dir)
+	for _, suite := range []struct {
+		name string
+		from int // so many tests at least: none is lost
+	}{{"suite.mjs", 55}} {
+		runSuite(t, dir, suite.name, suite.from)
+	}
+}
+
+// buildDaemon builds the daemon into dir, with the race detector.
+func buildDaemon(t *testing.T, dir string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-race", "-o", dir, "./cmd/envd")
+	cmd.Dir, cmd.Env = "../..", append(os.Environ(), "CGO_ENABLED=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+}
+
+func link(t *testing.T, to, name string) {
+	t.Helper()
+	if err := os.Symlink(to, name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// isolated executes this test again in a network namespace.
+func isolated(t *testing.T, dir string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+	cmd.Env = append(os.Environ(), insideVar+"="+dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	// Its subtests count here, too.
+	for _, line := range strings.Split(string(out), "\n") {
+		verdict, name, ok := strings.Cut(strings.TrimPrefix(line, "    --- "), ": "+t.Name()+"/")
+		if !ok || !strings.HasPrefix(line, "    --- ") {
+			continue
+		}
+		name, _, _ = strings.Cut(name, " (")
+		t.Run(name, func(t *testing.T) {
+			if verdict != "PASS" {
+				t.Error("see the output of the whole")
+			}
+		})
+	}
+	if err != nil || !bytes.Contains(out, []byte("--- PASS: "+t.Name())) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// startDaemon starts the daemon on its default port.
+func startDaemon(t *testing.T, dir string) {
+	t.Helper()
+	var log bytes.Buffer
+	cmd := exec.Command(filepath.Join(dir, "envd"), "--isnotfc", "--cgroup-root", "/nonexistent")
+	cmd.Stderr = &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		err := cmd.Wait()
+		if err != nil || strings.Contains(log.String(), "DATA RACE") || strings.Contains(log.String(), "panic") {
+			t.Errorf("the daemon ended %v", err)
+		}
+		if t.Failed() {
+			t.Logf("daemon's log:\n%s", &log)
+		}
+	})
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		conn, err := net.Dial("tcp", daemonAddr)
+		if err == nil {
+			_ = conn.Close()
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("daemon does not listen: %v\n%s", err, &log)
+		}
+	}
+}
+
+// runSuite runs one program of tests and reports each of them.
+func runSuite(t *testing.T, dir, name string, from int) {
+	t.Helper()
+	tmp := t.TempDir()
+	for _, d := range []string{filepath.Dir(tmp), tmp} { // other users work below
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "node"), "--test-reporter=tap", filepath.Join(dir, "js", name))
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "ENVD_URL=")
+	out, err := cmd.CombinedOutput()
+	results, planned := parseTAP(out)
+	for _, r := range results {
+		t.Run(r.name, func(t *testing.T) {
+			if !r.ok {
+				t.Errorf("%s", r.details)
+			}
+		})
+	}
+	if err != nil && !t.Failed() || len(results) != planned || planned < from {
+		t.Errorf("%s: %v; %d results of %d, at least %d expected\n%s", name, err, len(results), planned, from, out)
+	}
+}
+
+// result is one test's.
+type result struct {
+	name    string
+	ok      bool
+	details string
+}
+
+var (
+	tapResult = regexp.MustCompile(`^(not )?ok \d+ - (.*?)( # (?:SKIP|TODO).*)?$`)
+	tapPlan   = regexp.MustCompile(`^1\.\.(\d+)$`)
+)
+
+// parseTAP reads what node's test runner prints: a line for each test, details
+// below it, and the plan. A skipped test counts as failed.
+func parseTAP(out []byte) (results []result, planned int) {
+	for sc := bufio.NewScanner(bytes.NewReader(out)); sc.Scan(); {
+		line := sc.Text()
+		if m := tapResult.FindStringSubmatch(line); m != nil {
+			r := result{name: m[2], ok: m[1] == "" && m[3] == ""}
+			r.details = line + "\n"
+			results = append(results, r)
+		} else if m := tapPlan.FindStringSubmatch(line); m != nil {
+			planned, _ = strconv.Atoi(m[1]) // digits
+		} else if n := len(results); n > 0 && strings.HasPrefix(line, " ") {
+			results[n-1].details += line + "\n"
+		}
+	}
+	return results, planned
+}
+
+func TestParseTAP(t *testing.T) {
+	const text = `TAP version 13
+# Subtest: a
+ok 1 - a
+  ---
+  duration_ms: 1
+  ...
+not ok 2 - b - c
+  ---
+  error: 'no'
+  ...
+ok 3 - d # SKIP
+1..3
+# tests 3
+`
+	results, planned := parseTAP([]byte(text))
+	if planned != 3 || len(results) != 3 {
+		t.Fatalf("%d results of %d", len(results), planned)
+	}
+	for i, want := range []result{{name: "a", ok: true}, {name: "b - c"}, {name: "d"}} {
+		if got := results[i]; got.name != want.name || got.ok != want.ok {
+			t.Errorf("got %+v, expected %+v", got, want)
+		}
+	}
+	if !strings.Contains(results[1].details, "error: 'no'") {
+		t.Errorf("details %q", results[1].details)
+	}
+}
