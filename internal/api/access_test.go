@@ -30,12 +30,14 @@ const testToken = "the-token"
 func accessConfig(t *testing.T, token string) Config {
 	t.Helper()
 	dir := t.TempDir()
-	return Config{
+	cfg := Config{
 		Version:  "0.9.0",
 		Settings: guest.NewStore(guest.Settings{User: "root", Token: guest.NewToken(token)}),
 		Accounts: guest.NewAccounts(filepath.Join(dir, "passwd"), filepath.Join(dir, "group")),
 		Log:      slog.New(slog.DiscardHandler),
 	}
+	cfg.Machine = guest.NewMachine(guest.MachineConfig{Settings: cfg.Settings, Clock: &heldClock{}, Log: cfg.Log, Root: dir})
+	return cfg
 }
 
 func TestTokenOnly(t *testing.T) {

@@ -75,6 +75,7 @@ func snapshotConfig(t *testing.T) Config {
 	cfg.Snapshot = snapshot.New(snapshot.Config{
 		Sync: func() error { return nil }, Shrink: func() {}, Workload: unfreezable{}, Log: slog.New(slog.DiscardHandler),
 	})
+	cfg.Restorer = cfg.Snapshot
 	return cfg
 }
 
