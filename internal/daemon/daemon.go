@@ -153,12 +153,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	g.add("watchers", nil, func(context.Context) error { return watchers.Close() })
 	g.add("processes", nil, func(context.Context) error { return end.processes(table) })
 	g.add("snapshot", nil, func(context.Context) error { coordinator.Close(); return nil })
-	g.start(ctx)
+	g.start(ctx, "server")
 
+	ground.await()
 	if !end.isInit {
 		defer end.onSignal()()
 	}
 	defer forgetSignals()()
+	g.start(ctx)
 	if err := guest.WriteSandbox("/", cfg.Firecracker); err != nil {
 		log.Warn("files do not say whether this is a sandbox; the environment does", "error", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,15 +17,35 @@ import (
 )
 
 // ground is what commands stand on: a process that they inherit nothing wrong
-// from, and cgroups. It is prepared while the server answers already; a command
-// that comes earlier waits for it.
+// from, and cgroups. It is prepared when the server answers already; a command
+// that comes earlier hurries it and waits.
 type ground struct {
+	wanted chan struct{}     // closed when a command waits
+	want   func()            // closes it
 	ready  chan struct{}     // closed when prepared
 	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable; valid once ready, as is err
 	err    error
 }
 
-func newGround() *ground { return &ground{ready: make(chan struct{})} }
+func newGround() *ground {
+	g := &ground{wanted: make(chan struct{}), ready: make(chan struct{})}
+	g.want = sync.OnceFunc(func() { close(g.wanted) })
+	return g
+}
+
+// firstAnswers is how long the server has the processors for itself: who waits
+// for the port to open asks /health first, and a small machine has one.
+const firstAnswers = 5 * time.Millisecond
+
+// await returns once it is time to prepare.
+func (g *ground) await() {
+	timer := time.NewTimer(firstAnswers)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-g.wanted:
+	}
+}
 
 // prepare does it, once. The signals that this process handles are subscribed
 // to before.
@@ -47,6 +69,7 @@ func (g *ground) prepare(root string, log *slog.Logger) {
 
 // hierarchy waits for prepare; it is the table's Groups.
 func (g *ground) hierarchy() (*cgroup.Hierarchy, error) {
+	g.want()
 	<-g.ready
 	return g.groups, g.err
 }

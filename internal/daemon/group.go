@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 )
 
@@ -13,20 +14,20 @@ type part struct {
 	name  string
 	run   func(context.Context) error // nil: nothing to run
 	close func(context.Context) error // nil: ends with the context of run
+	stop  func()                      // ends run and waits for it; nil while it does not run
 }
 
 // group runs parts together. Parts are closed in the reverse of the order they
 // were added in, each before the context of an earlier one's run ends.
 type group struct {
-	parts  []part
-	stops  []func()   // of the running parts, aligned with parts
+	parts  []*part
 	ended  chan error // of parts that ended unasked
 	closed sync.Once
 	errs   []error
 }
 
 func (g *group) add(name string, run, closePart func(context.Context) error) {
-	g.parts = append(g.parts, part{name, run, closePart})
+	g.parts = append(g.parts, &part{name: name, run: run, close: closePart})
 }
 
 // run runs all parts until ctx ends or one of them does, and closes them.
@@ -35,13 +36,15 @@ func (g *group) run(ctx context.Context, log *slog.Logger) error {
 	return g.wait(ctx, log)
 }
 
-// start runs the parts that there are; more cannot be added. Whatever happens
-// then, wait or close has to follow.
-func (g *group) start(ctx context.Context) {
-	g.ended = make(chan error, len(g.parts))
+// start runs the parts of those names, or without names all that do not run
+// yet. After the first start no part can be added, and wait or close has to
+// follow whatever happens.
+func (g *group) start(ctx context.Context, names ...string) {
+	if g.ended == nil {
+		g.ended = make(chan error, len(g.parts))
+	}
 	for _, p := range g.parts {
-		if p.run == nil {
-			g.stops = append(g.stops, func() {})
+		if p.run == nil || p.stop != nil || len(names) > 0 && !slices.Contains(names, p.name) {
 			continue
 		}
 		runCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -53,7 +56,7 @@ func (g *group) start(ctx context.Context) {
 				g.ended <- fmt.Errorf("%s ended: %w", p.name, errors.Join(err, errEarly))
 			}
 		}()
-		g.stops = append(g.stops, func() { cancel(); <-done })
+		p.stop = func() { cancel(); <-done }
 	}
 }
 
@@ -85,8 +88,8 @@ func (g *group) close() {
 				}
 				cancel()
 			}
-			if i < len(g.stops) {
-				g.stops[i]()
+			if p.stop != nil {
+				p.stop()
 			}
 		}
 	})

@@ -120,3 +120,70 @@ func TestGroupBudget(t *testing.T) {
 		t.Errorf("errors %v", g.errs)
 	}
 }
+
+// TestGroupStartsInSteps checks that parts can be started by name and the rest
+// later, and that what never ran is closed as well.
+func TestGroupStartsInSteps(t *testing.T) {
+	leaktest.Check(t)
+	for _, rest := range []bool{true, false} {
+		var j journal
+		var g group
+		running := make(chan string, 2)
+		for _, name := range []string{"first", "second"} {
+			g.add(name, func(ctx context.Context) error {
+				running <- name
+				<-ctx.Done()
+				j.add(name + " ran")
+				return nil
+			}, func(context.Context) error { j.add(name + " closes"); return nil })
+		}
+		g.start(t.Context(), "second")
+		if name := <-running; name != "second" {
+			t.Errorf("%s runs", name)
+		}
+		want := []string{"second closes", "second ran", "first closes"}
+		if rest {
+			g.start(t.Context())
+			if name := <-running; name != "first" {
+				t.Errorf("%s runs", name)
+			}
+			want = append(want, "first ran")
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := g.wait(ctx, quiet()); err != nil {
+			t.Error(err)
+		}
+		if !slices.Equal(j.lines, want) {
+			t.Errorf("rest %v: %q, want %q", rest, j.lines, want)
+		}
+	}
+}
+
+// TestGroundHurries checks that a command does not wait for the server's head
+// start, and gets what was prepared.
+func TestGroundHurries(t *testing.T) {
+	leaktest.Check(t)
+	g := newGround()
+	got := make(chan error, 1)
+	go func() {
+		groups, err := g.hierarchy()
+		if groups != nil {
+			err = errors.New("groups out of nowhere")
+		}
+		got <- err
+	}()
+	<-g.wanted
+	g.await()
+	g.err = errors.New("broken")
+	close(g.ready)
+	if err := <-got; !errors.Is(err, g.err) {
+		t.Error(err)
+	}
+	if err := g.run(t.Context(), false, quiet()); !errors.Is(err, g.err) {
+		t.Errorf("run: %v", err)
+	}
+	if err := g.close(); err != nil {
+		t.Error(err)
+	}
+}

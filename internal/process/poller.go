@@ -15,6 +15,7 @@ import (
 // pass through here.
 type poller struct {
 	epoll *linux.Epoll
+	start func() // starts run, if it does not run yet
 
 	mu    sync.Mutex
 	next  int32           // guarded by mu
@@ -32,6 +33,7 @@ func newPoller() (*poller, error) {
 // open makes a pump that reads f into out, and takes f over unless it fails.
 // The pump rings bell at each step, and calls onEnd at the end.
 func (o *poller) open(s Stream, f *os.File, out *Output, bell chan<- struct{}, onEnd func()) (*pump, error) {
+	o.start()
 	p := &pump{
 		stream: s, file: f, out: out, poller: o, bell: bell, onEnd: onEnd,
 		done: make(chan struct{}),

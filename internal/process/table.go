@@ -62,7 +62,7 @@ type Table struct {
 	groups Groups
 	budget *Budget
 	poller *poller
-	id     string         // random; makes marks unique among daemons
+	id     func() string  // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
 	wg     sync.WaitGroup // the poller, starts and timers
 
@@ -94,13 +94,13 @@ func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
 		cfg: cfg, reaper: reaper, groups: groups,
 		budget: newBudget(cfg.Total),
 		poller: poller,
-		id:     rand.Text(),
+		id:     sync.OnceValue(rand.Text),
 		quit:   make(chan struct{}),
 		all:    make(map[uint64]*Process),
 		pids:   make(map[int]*Process),
 		tags:   make(map[string][]*Process),
 	}
-	t.wg.Go(poller.run)
+	poller.start = sync.OnceFunc(func() { t.wg.Go(poller.run) })
 	return t, nil
 }
 
@@ -175,7 +175,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	if group != nil {
 		cmd.Cgroup = group.Dir()
 	} else {
-		p.mark = t.id + "-" + strconv.FormatUint(serial, 10)
+		p.mark = t.id() + "-" + strconv.FormatUint(serial, 10)
 		cmd.Env = append(slices.DeleteFunc(slices.Clone(cmd.Env), isMark), markName+"="+p.mark)
 	}
 	cursor, _ := p.Attach(0) // never beyond the end
