@@ -24,6 +24,8 @@ var figures = []figure{
 	{"stdout", stdoutSpeed},
 	{"slow", slowNeighbour},
 	{"echo", terminalEcho},
+	{"list", listings},
+	{"watch", watchSetup},
 	{"idlecpu", idleCPU},
 	{"memory", idleMemory},
 	{"memory-h2", idleMemoryH2},
