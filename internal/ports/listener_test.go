@@ -69,7 +69,9 @@ func TestPace(t *testing.T) {
 		{true, 20 * time.Microsecond, lookOften},
 		{false, 20 * time.Microsecond, lookRarely},
 		{true, 5 * time.Millisecond, 250 * time.Millisecond},
-		{false, 50 * time.Millisecond, 2500 * time.Millisecond},
+		{false, time.Millisecond, 2 * time.Second},
+		{false, 50 * time.Millisecond, idlest},
+		{false, 500 * time.Millisecond, 25 * time.Second},
 	} {
 		if got := pace(tc.busy, tc.cost); got != tc.want {
 			t.Errorf("busy %v, cost %v: %v, want %v", tc.busy, tc.cost, got, tc.want)

@@ -10,14 +10,17 @@ import (
 const (
 	// lookOften is the pause between two looks while a port may open any time:
 	// half of it is what passes on average before one is found.
-	lookOften = 40 * time.Millisecond
+	lookOften = 30 * time.Millisecond
 	// lookRarely is the pause while nothing seems to happen.
 	lookRarely = time.Second
 	// changeSpell is how long something may still follow a change.
 	changeSpell = 10 * time.Second
-	// lookShare bounds the part of one processor that looking may take: with
-	// thousands of listeners a look takes milliseconds.
+	// lookShare and idleShare bound the part of one processor that looking may
+	// take: with thousands of listeners a look takes milliseconds. idlest is
+	// the longest pause for that reason.
 	lookShare = 50
+	idleShare = 2000
+	idlest    = 5 * time.Second
 	// retryPause is between two tries at what could not be forwarded.
 	retryPause = time.Second
 )
@@ -27,7 +30,7 @@ func pace(busy bool, cost time.Duration) time.Duration {
 	if busy {
 		return max(lookOften, lookShare*cost)
 	}
-	return max(lookRarely, lookShare*cost)
+	return max(lookRarely, lookShare*cost, min(idlest, idleShare*cost))
 }
 
 // Touch says that something has happened that may open a port, such as the

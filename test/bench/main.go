@@ -29,6 +29,7 @@ var figures = []figure{
 	{"idlecpu", idleCPU},
 	{"memory", idleMemory},
 	{"memory-h2", idleMemoryH2},
+	{"ports", forwardedPorts},
 }
 
 // row is a line of the table.
