@@ -37,6 +37,8 @@ func run(args []string) int {
 	cfg := daemon.Config{Version: version, Commit: commit}
 	fs := flag.NewFlagSet("envd", flag.ContinueOnError)
 	fs.IntVar(&cfg.Port, "port", 49983, "TCP `port` to serve on, on all addresses")
+	fs.UintVar(&cfg.VsockPort, "vsock-port", 0, "vsock `port` to serve on as well, 0 for none")
+	fs.StringVar(&cfg.Unix, "unix", "", "`path` of a unix socket to serve on as well, for root")
 	outside := fs.Bool("isnotfc", false, "not inside Firecracker: no metadata service, no PID 1 duties, readable log")
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	showCommit := fs.Bool("commit", false, "print the commit and exit")

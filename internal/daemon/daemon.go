@@ -35,6 +35,9 @@ type Config struct {
 	Version string
 	Commit  string
 	Port    int
+	// VsockPort and Unix are served as well; 0 and "" are none.
+	VsockPort uint
+	Unix      string
 	// Firecracker: inside a microVM, with a host in front.
 	Firecracker bool
 	// Command is run through the shell at start-up; "" for none.
@@ -134,7 +137,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		wire.Shutdown = end.begin
 	}
 	handler := api.New(wire)
-	srv, err := server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log)
+	var srv *server.Server
+	more, err := openListeners(cfg, end.isInit, log)
+	if err == nil {
+		srv, err = server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log, more...)
+	}
 	if err != nil {
 		if forwarder != nil {
 			_ = forwarder.Close() // it has not run

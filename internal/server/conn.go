@@ -6,6 +6,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/wrenn/envd/internal/linux"
@@ -34,18 +35,26 @@ func (l watched) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &conn{TCPConn: c.(*net.TCPConn), every: l.every} // what a TCP listener accepts
+	w := &conn{socket: c.(socket), every: l.every} // all that we listen on accept such
 	w.timer = time.AfterFunc(w.every, w.check)
 	w.timer.Stop()
 	return w, nil
 }
 
+// socket is what connections over TCP, unix sockets and vsock have in common.
+type socket interface {
+	net.Conn
+	syscall.Conn
+	CloseWrite() error
+}
+
 // conn is a connection that is closed when a write is blocked and the peer no
 // longer answers the kernel's retransmissions and probes. A peer that merely
 // does not read answers them and may take for ever; keep-alive covers a
-// connection on which nothing is under way.
+// connection on which nothing is under way. Only TCP has peers that can go
+// without a word.
 type conn struct {
-	*net.TCPConn
+	socket
 	every   time.Duration // between two checks
 	writing atomic.Bool
 	timer   *time.Timer // runs check while writing
@@ -72,13 +81,25 @@ func Cork(ctx context.Context, on bool) {
 
 func (c *conn) Write(p []byte) (int, error) {
 	defer c.watch()()
-	return c.TCPConn.Write(p)
+	return c.socket.Write(p)
 }
 
 // ReadFrom lets the kernel copy from files (sendfile, splice).
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	defer c.watch()()
-	return c.TCPConn.ReadFrom(r)
+	if tcp, ok := c.socket.(io.ReaderFrom); ok {
+		return tcp.ReadFrom(r)
+	}
+	return io.Copy(struct{ io.Writer }{c.socket}, r)
+}
+
+// abort closes the connection and has the kernel forget what it was to send:
+// nobody is there to take it.
+func (c *conn) abort() {
+	if tcp, ok := c.socket.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // closed already
+	}
+	_ = c.Close()
 }
 
 // watch runs check from time to time until the returned function is called.
@@ -112,8 +133,7 @@ func (c *conn) check() {
 		c.strikes = 1
 	}
 	if c.strikes > deadStrikes {
-		_ = c.SetLinger(0) // nobody is there to take the rest
-		_ = c.Close()
+		c.abort()
 		return
 	}
 	c.timer.Reset(c.every)

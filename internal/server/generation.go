@@ -47,7 +47,7 @@ type registry struct {
 
 // Read counts, to tell whether a request may be on its way.
 func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.TCPConn.Read(p)
+	n, err := c.socket.Read(p)
 	if n > 0 {
 		c.reads.Add(1)
 	}
@@ -198,7 +198,8 @@ func (r *registry) finish(old []*conn) {
 	}
 	for _, c := range old {
 		if c.unsent() {
-			_ = c.SetLinger(0) // it is a ghost's: do not keep it for the kernel to repeat
+			c.abort() // a ghost's: nothing is kept for the kernel to repeat
+			continue
 		}
 		_ = c.Close() // a request that is blocked on it fails
 	}

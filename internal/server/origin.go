@@ -22,8 +22,22 @@ func FromGuest(ctx context.Context) bool {
 	if !ok {
 		return true
 	}
-	c.judge.Do(func() { c.fromHost = fromHost(c.TCPConn) })
+	c.judge.Do(func() { c.fromHost = c.judged() })
 	return !c.fromHost
+}
+
+// judged tells whether the connection is the host's. Over vsock the context id
+// tells, which nobody can choose. A unix socket is inside the guest, whoever
+// uses it.
+func (c *conn) judged() bool {
+	switch s := c.socket.(type) {
+	case *net.TCPConn:
+		return fromHost(s)
+	case *vsockConn:
+		return s.remote.cid == linux.VsockHost
+	default:
+		return false
+	}
 }
 
 func fromHost(c *net.TCPConn) bool {

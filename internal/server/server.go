@@ -31,27 +31,35 @@ const (
 // keepAlive finds idle connections whose peer is gone: after 60 s.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 
-// Server serves one TCP port.
+// Server serves one TCP port, and what else it was given to listen on.
 type Server struct {
-	listener net.Listener
-	http     *http.Server
-	cancel   context.CancelCauseFunc // ends the context of every request
-	conns    registry
+	listeners []net.Listener // the TCP one first
+	http      *http.Server
+	cancel    context.CancelCauseFunc // ends the context of every request
+	conns     registry
 }
 
-// Open listens on addr. Connections wait there until Run.
-func Open(addr string, handler http.Handler, log *slog.Logger) (*Server, error) {
+// Open listens on the TCP address addr, and takes over the listeners more, which
+// ListenVsock and ListenUnix made. Connections wait there until Run.
+func Open(addr string, handler http.Handler, log *slog.Logger, more ...net.Listener) (*Server, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
 	lc.SetMultipathTCP(false)
-	listener, err := lc.Listen(context.Background(), "tcp", addr)
+	tcp, err := lc.Listen(context.Background(), "tcp", addr)
 	if err != nil {
+		for _, l := range more {
+			_ = l.Close() // nothing came of it
+		}
 		return nil, fmt.Errorf("listen: %w", err)
+	}
+	var listeners []net.Listener
+	for _, l := range append([]net.Listener{tcp}, more...) {
+		listeners = append(listeners, watched{l, deadCheck})
 	}
 	base, cancel := context.WithCancelCause(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	s := &Server{listener: watched{listener, deadCheck}, cancel: cancel}
+	s := &Server{listeners: listeners, cancel: cancel}
 	s.http = &http.Server{
 		Handler:           Middleware(handler, log),
 		ReadHeaderTimeout: headerTimeout,
@@ -66,15 +74,23 @@ func Open(addr string, handler http.Handler, log *slog.Logger) (*Server, error) 
 	return s, nil
 }
 
-// Addr is the address listened on.
-func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+// Addr is the TCP address listened on.
+func (s *Server) Addr() net.Addr { return s.listeners[0].Addr() }
 
-// Run serves until Close.
+// Run serves until Close, or until one listener fails.
 func (s *Server) Run(context.Context) error {
-	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve: %w", err)
+	ended := make(chan error, len(s.listeners))
+	for _, l := range s.listeners {
+		go func() { ended <- s.http.Serve(l) }()
 	}
-	return nil
+	var errs []error
+	for range s.listeners {
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			errs = append(errs, fmt.Errorf("serve: %w", err))
+			_ = s.http.Close() // the others end as well
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Close stops listening, ends the requests that are still being served with

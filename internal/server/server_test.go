@@ -28,6 +28,13 @@ func serve(t *testing.T, handler http.Handler, log *slog.Logger) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	run(t, s)
+	return s
+}
+
+// run runs s until the test ends.
+func run(t *testing.T, s *Server) {
+	t.Helper()
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(t.Context()) }()
 	t.Cleanup(func() {
@@ -40,7 +47,6 @@ func serve(t *testing.T, handler http.Handler, log *slog.Logger) *Server {
 			t.Error(err)
 		}
 	})
-	return s
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }

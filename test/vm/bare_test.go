@@ -30,10 +30,14 @@ func modulesParam(names ...string) string { return "envd.modules=" + strings.Joi
 // of it.
 func TestBare(t *testing.T) {
 	needsRoot(t)
-	m := boot(t, image{initrd: env.bare, params: []string{modulesParam(bareModules...)}})
+	m := boot(t, image{initrd: env.bare, params: []string{
+		modulesParam(bareModules...), "--", "--vsock-port", "1024", "--unix", "/run/envd.sock", "--no-such-flag", "word",
+	}})
 	t.Run("boot", func(t *testing.T) { checkBoot(t, m) })
 	t.Run("mounts", func(t *testing.T) { checkMounts(t, m, "/tmp tmpfs rw,nosuid,nodev") })
 	t.Run("names", func(t *testing.T) { checkNames(t, m, "capsule") })
+	t.Run("listeners", func(t *testing.T) { checkListeners(t, m) })
+	t.Run("unknown flags", func(t *testing.T) { checkUnknownFlags(t, m) })
 	checkServices(t, m)
 	t.Run("sync", func(t *testing.T) { m.output(t, "/bin/sync") })
 	t.Run("orphans", func(t *testing.T) { checkOrphans(t, m) })
@@ -114,6 +118,33 @@ func checkBoot(t *testing.T, m *machine) {
 	}
 	if out := m.output(t, "/guest", "cat", "/proc/1/comm", "/proc/1/oom_score_adj"); out != "init\n100\n" {
 		t.Errorf("init is %q", out)
+	}
+}
+
+// checkListeners calls by vsock and by a unix socket, from inside: what is for
+// the host alone is refused there.
+func checkListeners(t *testing.T, m *machine) {
+	for _, by := range [][]string{{"vsock", "1024"}, {"unix", "/run/envd.sock"}} {
+		call := append([]string{"/guest", "call"}, by...)
+		if out := m.output(t, append(call, "GET /health")...); !strings.HasPrefix(out, "HTTP/1.1 200 OK") || !strings.Contains(out, `"version"`) {
+			t.Errorf("health by %s: %s", by, out)
+		}
+		for _, path := range []string{"/shutdown", "/snapshot/prepare"} {
+			if out := m.output(t, append(call, "POST "+path)...); !strings.HasPrefix(out, "HTTP/1.1 403") {
+				t.Errorf("%s by %s: %s", path, by, out)
+			}
+		}
+	}
+}
+
+// checkUnknownFlags looks for one line on each that the kernel's command line
+// had; the daemon that says them has come up.
+func checkUnknownFlags(t *testing.T, m *machine) {
+	log := m.console.String()
+	for _, want := range []string{"flag provided but not defined: -no-such-flag\n", `argument "word" is ignored` + "\n"} {
+		if n := strings.Count(log, want); n != 1 {
+			t.Errorf("%d times %q on the console:\n%s", n, want, log)
+		}
 	}
 }
 

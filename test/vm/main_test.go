@@ -77,6 +77,7 @@ func prepare(dir string) (err error) {
 	})
 }
 
-// bareModules are loaded by the daemon in the bare image: the network, and what
-// tells of sockets, since a kernel would call modprobe for that.
-var bareModules = []string{"virtio_pci", "virtio_net", "tcp_diag"}
+// bareModules are loaded by the daemon in the bare image: the network, vsock
+// within the machine, and what tells of sockets, since a kernel would call
+// modprobe for that.
+var bareModules = []string{"virtio_pci", "virtio_net", "tcp_diag", "vsock_loopback"}

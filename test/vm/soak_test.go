@@ -128,7 +128,11 @@ func (q quiet) end(t testing.TB, m *machine) {
 	must(t, err)
 	defer cmd.Close()
 	q.read(t, cmd)
-	must(t, cmd.Signal(t.Context(), 9))
+	if err := cmd.Signal(t.Context(), 9); err != nil {
+		// On a busy machine of two cores the guest may get no processor for
+		// the two seconds that the call waits. The end tells.
+		t.Logf("kill of quiet process %d: %v", q.seed, err)
+	}
 	if r, err := finish(t.Context(), cmd); err != nil || r.output != "" || r.end.GetStatus() != "signal: killed" {
 		t.Errorf("quiet process %d ended with %v, %v", q.seed, r, err)
 	}
