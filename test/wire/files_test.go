@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
+	iofs "io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -309,9 +311,7 @@ func TestMove(t *testing.T) {
 func TestMoveAcross(t *testing.T) {
 	files(t, func(t *testing.T, c *call) {
 		ctx, dir := as(bounded(t), user), userDir(t)
-		elsewhere, err := os.MkdirTemp("/dev/shm", "envd-wire-")
-		must(t, err)
-		t.Cleanup(func() { _ = os.RemoveAll(elsewhere) })
+		elsewhere := ramDir(t)
 		must(t, os.Chown(elsewhere, userID, userID))
 		must(t, os.MkdirAll(dir+"/tree/sub", 0o750))
 		writeFile(t, dir+"/tree/sub/file", "contents")
@@ -326,7 +326,7 @@ func TestMoveAcross(t *testing.T) {
 		if b, err := os.ReadFile(elsewhere + "/parents/tree/sub/file"); err != nil || string(b) != "contents" {
 			t.Errorf("%q, %v", b, err)
 		}
-		if _, err := os.Lstat(dir + "/tree"); !os.IsNotExist(err) {
+		if _, err := os.Lstat(dir + "/tree"); !errors.Is(err, iofs.ErrNotExist) {
 			t.Errorf("the source is still there: %v", err)
 		}
 	})

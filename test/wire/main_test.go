@@ -69,6 +69,9 @@ var (
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
 func testMain(m *testing.M) int {
+	if os.Getenv(shakeVar) != "" {
+		return shakeMain(os.Args[1:])
+	}
 	flag.Parse()
 	// Most scenarios wait: for timers, drains and one another.
 	set := false
