@@ -39,7 +39,7 @@ for f in environ cmdline mem maps auxv stack syscall; do cat /proc/` + pid + `/$
 ls -l /proc/` + pid + `/fd /proc/` + pid + `/exe
 for p in /proc/[0-9]*; do cat $p/cmdline $p/environ; done
 grep -rs . /run
-kill -9 ` + pid + ` && echo killed
+kill -9 ` + pid + ` && echo kill''ed
 for url in 127.0.0.1 '[::1]' ` + guest4 + ` '[` + guest6 + `]'; do
 	curl -sg -m 5 http://$url:` + port + `/envs -w ' status %{http_code}\n'
 	curl -sg -m 5 http://$url:` + port + `/init -d '{"accessToken":""}' -w ' status %{http_code}\n'
