@@ -99,7 +99,7 @@ func (c *conn) abort() {
 	if tcp, ok := c.socket.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0) // closed already
 	}
-	_ = c.Close()
+	_ = c.socket.Close()
 }
 
 // watch runs check from time to time until the returned function is called.

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -15,9 +16,9 @@ const (
 	// lookPause lies between two looks at connections that are to be closed. A
 	// connection is at rest when it is idle in both and nothing was read in
 	// between: what was read is a request, or less, by then.
-	lookPause = 2 * time.Millisecond
+	lookPause = 3 * time.Millisecond
 	// restLooks bounds how often Rest looks.
-	restLooks = 6
+	restLooks = 4
 	// dropGrace is what requests on a dropped connection get to end, and their
 	// ends to be acknowledged by the peer.
 	dropGrace = 500 * time.Millisecond
@@ -25,13 +26,20 @@ const (
 
 // life is what a connection is judged by around a snapshot.
 type life struct {
-	born  uint64                  // registry.epoch when it was accepted
-	end   context.CancelCauseFunc // ends the contexts of its requests
-	state atomic.Int32            // http.ConnState
-	reads atomic.Uint64           // that returned something
-	seen  uint64                  // reads at the last look; guarded by registry.mu
-	idle  bool                    // at the last look; guarded by registry.mu
+	registry *registry
+	born     uint64                  // registry.epoch when it was accepted
+	end      context.CancelCauseFunc // ends the contexts of its requests
+	state    atomic.Int32            // http.ConnState
+	spared   atomic.Bool             // a Close was left undone; see registry.sparing
+
+	reads atomic.Uint64 // that returned something; and refused
+	seen  uint64        // reads at the last look; guarded by registry.mu
+	idle  bool          // at the last look; guarded by registry.mu
 }
+
+// refused is the bit of life.reads from which on nothing is read any more: what
+// still comes is not the beginning of a request that would be half served.
+const refused = 1 << 63
 
 // registry knows the connections that are open.
 type registry struct {
@@ -42,21 +50,35 @@ type registry struct {
 	armed bool               // the timer runs
 
 	resting atomic.Bool
+	// sparing is set while net/http is told to stop keeping connections alive.
+	// It would close those that it takes for idle, among them such on which it
+	// has read a request and not yet said so.
+	sparing atomic.Bool
 	drops   sync.WaitGroup // goroutines that end dropped connections
 }
 
 // Read counts, to tell whether a request may be on its way.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.socket.Read(p)
-	if n > 0 {
-		c.reads.Add(1)
+	if n > 0 && c.reads.Add(1)&refused != 0 {
+		return 0, io.EOF
 	}
 	return n, err //nolint:wrapcheck // net/http looks at it
+}
+
+// Close is net/http's: see registry.sparing.
+func (c *conn) Close() error {
+	if c.registry != nil && c.registry.sparing.Load() {
+		c.spared.Store(true)
+		return nil
+	}
+	return c.socket.Close() //nolint:wrapcheck // net/http looks at it
 }
 
 // enter begins the life of a connection; net/http calls it before track.
 func (r *registry) enter(ctx context.Context, nc net.Conn) context.Context {
 	c := nc.(*conn)
+	c.registry = r
 	ctx, c.end = context.WithCancelCause(withConn(ctx, nc))
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,6 +102,9 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		}
 	case http.StateClosed, http.StateHijacked:
 		c.end(nil)
+		if c.spared.Load() {
+			_ = c.socket.Close() // most often it is closed
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.all, c)
@@ -90,15 +115,18 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// atRest tells whether the connection carries no request: it is idle or new,
+// retire closes the connection when it carries no request: it is idle or new,
 // has been at the last look, and nothing came in between or waits to be read.
 // The caller holds registry.mu.
-func (c *conn) atRest() bool {
+func (c *conn) retire() {
+	reads := c.reads.Load()
 	state := http.ConnState(c.state.Load())
-	idle, reads := state == http.StateIdle || state == http.StateNew && c.reads.Load() == 0, c.reads.Load()
+	idle := state == http.StateIdle || state == http.StateNew && reads == 0
 	rest := idle && c.idle && reads == c.seen
 	c.idle, c.seen = idle, reads
-	return rest && !c.readable()
+	if rest && !c.readable() && c.reads.CompareAndSwap(reads, reads|refused) {
+		_ = c.socket.Close() // its goroutine notices
+	}
 }
 
 // look closes what is at rest, and tells whether to look again: for what may be
@@ -107,10 +135,7 @@ func (r *registry) look() (again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for c := range r.all {
-		rest := c.atRest()
-		if rest {
-			_ = c.Close() // its goroutine notices
-		}
+		c.retire()
 		again = again || c.idle
 	}
 	return again
@@ -149,7 +174,9 @@ func (s *Server) Rest() {
 	}
 	r.mu.Unlock()
 	r.resting.Store(true)
+	r.sparing.Store(true)
 	s.http.SetKeepAlivesEnabled(false)
+	r.sparing.Store(false)
 	for range restLooks {
 		if !r.look() {
 			break
@@ -201,29 +228,30 @@ func (r *registry) finish(old []*conn) {
 			c.abort() // a ghost's: nothing is kept for the kernel to repeat
 			continue
 		}
-		_ = c.Close() // a request that is blocked on it fails
+		_ = c.socket.Close() // a request that is blocked on it fails
 	}
 }
 
 // closeDone closes those that are at rest and have nothing to send, and answers
-// the others.
+// those that are not gone.
 func (r *registry) closeDone(old []*conn) (left []*conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	left = old[:0]
 	for _, c := range old {
-		switch _, open := r.all[c]; {
-		case !open:
-		case c.atRest() && !c.unsent():
-			_ = c.Close()
-		default:
-			left = append(left, c)
+		if _, open := r.all[c]; !open {
+			continue
 		}
+		if !c.unsent() {
+			c.retire()
+		}
+		left = append(left, c)
 	}
 	return left
 }
 
-// close waits for what Drop has begun.
+// close waits for what Drop has begun, and closes what net/http has lost sight
+// of because it was spared.
 func (r *registry) close() {
 	r.resting.Store(false)
 	r.drops.Wait()
@@ -231,6 +259,9 @@ func (r *registry) close() {
 	defer r.mu.Unlock()
 	if r.timer != nil {
 		r.timer.Stop()
+	}
+	for c := range r.all {
+		_ = c.socket.Close()
 	}
 }
 
