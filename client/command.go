@@ -93,7 +93,8 @@ func (cmd *Command) selector() *pb.ProcessSelector {
 }
 
 // Next answers the next output or, last, the end. When the connection breaks,
-// or the daemon cuts a slow reader off, it continues where it stopped. It
+// the daemon cuts a slow reader off or the guest was restored from a snapshot,
+// it continues where it stopped. It
 // returns ErrLost when that is no longer kept, with the event that follows.
 func (cmd *Command) Next(ctx context.Context) (*pb.ProcessEvent, error) {
 	for tries := 0; ; {
@@ -116,19 +117,20 @@ func (cmd *Command) Next(ctx context.Context) (*pb.ProcessEvent, error) {
 		if err == nil {
 			err = errors.New("stream ended without the end of the process")
 		}
-		if tries++; tries > reconnects || !worthRetrying(err) || ctx.Err() != nil {
-			return nil, fmt.Errorf("follow process %d: %w", cmd.pid, err)
-		}
-		if err := cmd.reconnect(ctx, tries); err != nil {
-			return nil, err
+		for err != nil {
+			if tries++; tries > reconnects || !worthRetrying(err) || ctx.Err() != nil {
+				return nil, fmt.Errorf("follow process %d: %w", cmd.pid, err)
+			}
+			err = cmd.reconnect(ctx, tries)
 		}
 	}
 }
 
-// worthRetrying tells broken connections from answers.
+// worthRetrying tells broken connections from answers. What the caller did not
+// cancel, a connection that was reset did.
 func worthRetrying(err error) bool {
 	switch connect.CodeOf(err) {
-	case connect.CodeAborted, connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal:
+	case connect.CodeAborted, connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeCanceled:
 		return true
 	default:
 		return false

@@ -20,6 +20,9 @@ commands:
   ps [-a]                    list processes; -a: also those that ended lately
   attach PID|TAG             follow a process from the oldest output kept
   kill [-s N] PID|TAG        send a signal; 9, the default, takes the whole tree
+  snapshot [-prepare] [-freeze]
+                             the guest's state and generation; -prepare: bring it
+                             to rest for a freeze; -freeze: its commands as well
 
 flags:
 `
@@ -62,6 +65,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	commands := map[string]func(context.Context, []string) (int, error){
 		"health": a.health, "exec": a.exec, "ps": a.ps, "attach": a.attach, "kill": a.kill,
+		"snapshot": a.snapshot,
 	}
 	command, ok := commands[fs.Arg(0)]
 	if !ok {

@@ -24,6 +24,9 @@ func TestPrepareAndReturn(t *testing.T) {
 	r.is(t, Status{State: Prepared, Generation: 1, Pending: true})
 	r.Return(false)
 	r.did(t, returnSteps...)
+	if !r.Pending() || r.Generation() != 1 {
+		t.Errorf("pending %v, generation %d after a return", r.Pending(), r.Generation())
+	}
 	r.is(t, Status{State: Running, Generation: 1, Pending: true})
 	r.Return(true)
 	r.did(t)
