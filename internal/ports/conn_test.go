@@ -176,26 +176,32 @@ func (neverEnding) Read(p []byte) (int, error) { return len(p), nil }
 // TestConnNoDelay: small writes are not held back on either leg.
 func TestConnNoDelay(t *testing.T) {
 	f, _, _ := pair(t)
-	eventually(t, "the connection is forwarded", func() bool { return f.Stats().Connections == 1 })
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for c := range f.open {
-		c.mu.Lock()
-		for name, s := range map[string]side{"client": c.client, "server": c.server} {
-			control(s, func(fd uintptr) {
-				for opt, want := range map[int]int{unix.TCP_NODELAY: 1, unix.TCP_KEEPIDLE: 30} {
-					v, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, opt)
-					if err != nil || v != want {
-						t.Errorf("%s: TCP option %d is %d, %v", name, opt, v, err)
-					}
-				}
-				flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
-				if err != nil || flags&unix.FD_CLOEXEC == 0 {
-					t.Errorf("%s: a child would inherit it", name)
-				}
-			})
+	sides := map[string]side{}
+	eventually(t, "the connection is forwarded", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for c := range f.open {
+			c.mu.Lock()
+			if c.server != nil {
+				sides["client"], sides["server"] = c.client, c.server
+			}
+			c.mu.Unlock()
 		}
-		c.mu.Unlock()
+		return len(sides) == 2
+	})
+	for name, s := range sides {
+		control(s, func(fd uintptr) {
+			for opt, want := range map[int]int{unix.TCP_NODELAY: 1, unix.TCP_KEEPIDLE: 30} {
+				v, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, opt)
+				if err != nil || v != want {
+					t.Errorf("%s: TCP option %d is %d, %v", name, opt, v, err)
+				}
+			}
+			flags, err := unix.FcntlInt(fd, unix.F_GETFD, 0)
+			if err != nil || flags&unix.FD_CLOEXEC == 0 {
+				t.Errorf("%s: a child would inherit it", name)
+			}
+		})
 	}
 }
 

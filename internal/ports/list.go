@@ -40,7 +40,7 @@ func (f *Forwarder) List() ([]Port, error) {
 		return nil, ErrClosed
 	}
 	list, _, err := f.kernel.listeners(nil)
-	ports := f.portsLocked(sorted(list))
+	ports := f.portsLocked(f.othersLocked(sorted(list)))
 	f.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -49,14 +49,19 @@ func (f *Forwarder) List() ([]Port, error) {
 	return ports, nil
 }
 
+// othersLocked takes the daemon's own port and the forwards out of list.
+func (f *Forwarder) othersLocked(list []Listener) []Listener {
+	return slices.DeleteFunc(list, func(l Listener) bool {
+		port := l.Addr.Port()
+		return port == f.cfg.Own || l.Addr.Addr() == f.cfg.Address && f.forwards[port] != nil
+	})
+}
+
 // portsLocked are the ports behind listeners, without their owners.
 func (f *Forwarder) portsLocked(listeners []Listener) []Port {
 	ports := make([]Port, 0, len(listeners))
 	for _, l := range listeners {
 		fwd := f.forwards[l.Addr.Port()]
-		if l.Addr.Port() == f.cfg.Own || fwd != nil && l.Addr.Addr() == f.cfg.Address {
-			continue
-		}
 		via, _ := l.via()
 		forwarded := fwd != nil && via.IsValid() && slices.Contains(fwd.targets[:], via)
 		ports = append(ports, Port{Addr: l.Addr, Forwarded: forwarded, inode: l.Inode})

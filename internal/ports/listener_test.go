@@ -71,7 +71,7 @@ func TestPace(t *testing.T) {
 		{true, 5 * time.Millisecond, 250 * time.Millisecond},
 		{false, time.Millisecond, 2 * time.Second},
 		{false, 50 * time.Millisecond, idlest},
-		{false, 500 * time.Millisecond, 25 * time.Second},
+		{true, 100 * time.Millisecond, lookRarely},
 	} {
 		if got := pace(tc.busy, tc.cost); got != tc.want {
 			t.Errorf("busy %v, cost %v: %v, want %v", tc.busy, tc.cost, got, tc.want)

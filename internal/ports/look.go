@@ -16,8 +16,8 @@ const (
 	// changeSpell is how long something may still follow a change.
 	changeSpell = 10 * time.Second
 	// lookShare and idleShare bound the part of one processor that looking may
-	// take: with thousands of listeners a look takes milliseconds. idlest is
-	// the longest pause for that reason.
+	// take: with thousands of listeners a look takes milliseconds. The pause
+	// for that reason is lookRarely at most, and idlest.
 	lookShare = 50
 	idleShare = 2000
 	idlest    = 5 * time.Second
@@ -28,9 +28,9 @@ const (
 // pace is the pause after a look that took cost.
 func pace(busy bool, cost time.Duration) time.Duration {
 	if busy {
-		return max(lookOften, lookShare*cost)
+		return max(lookOften, min(lookRarely, lookShare*cost))
 	}
-	return max(lookRarely, lookShare*cost, min(idlest, idleShare*cost))
+	return max(lookRarely, min(idlest, idleShare*cost))
 }
 
 // Touch says that something has happened that may open a port, such as the
@@ -124,7 +124,7 @@ func (f *Forwarder) refreshLocked() error {
 		}
 		want = f.wantedLocked(list)
 	}
-	f.listeners = list
+	f.listeners = f.othersLocked(list) // while it is known which are ours
 	f.touch()
 	f.forwardLocked(want)
 	f.notifyLocked()
