@@ -57,9 +57,12 @@ func (m *machine) do(ctx context.Context, method, url, contentType string, body 
 	return b, err
 }
 
+// base is the daemon's URL.
+const base = "http://" + guestIP + ":49983"
+
 // files is the URL of a path on the daemon's /files.
 func files(path string) string {
-	return "http://" + guestIP + ":49983/files?path=" + url.QueryEscape(path)
+	return base + "/files?path=" + url.QueryEscape(path)
 }
 
 // checkProgram uploads a static program, which needs a mode, and runs it.

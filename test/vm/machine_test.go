@@ -71,7 +71,7 @@ func boot(t testing.TB, img image) *machine {
 func launch(t testing.TB, img image, l *link, extra ...string) *machine {
 	t.Helper()
 	m := &machine{link: l, img: img, dir: t.TempDir(), exited: make(chan struct{})}
-	m.Client = client.New("http://"+guestIP+":49983", client.Options{HTTP: l.http})
+	m.Client = client.New(base, client.Options{HTTP: l.http})
 	qmp := filepath.Join(m.dir, "qmp")
 	m.cmd = exec.Command("qemu-system-x86_64", append(m.arguments(qmp), extra...)...)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"flag"
 	"fmt"
+	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -28,12 +29,13 @@ const (
 
 // TestSoak freezes a busy machine, saves it, and restores it in another QEMU,
 // again and again, each time the machine that was restored last. Every other
-// time all of the host's connections are gone as well, which the guest does not
-// learn.
+// time the host prepares it, and in two of four cycles all of the host's
+// connections are gone as well, which the guest does not learn.
 func TestSoak(t *testing.T) {
 	needsRoot(t)
 	m := boot(t, image{initrd: env.bare, params: []string{modulesParam(bareModules...)}})
-	w := startWork(t, m.Client)
+	m.init(t)
+	w := startWork(t, m)
 	defer w.end(t)
 	var quiets []quiet
 	f := new(figures)
@@ -45,20 +47,7 @@ func TestSoak(t *testing.T) {
 		}
 		w.progress(t)
 		w.check(t)
-		w.away.Store(1)
-		s := m.snapshot(t)
-		if cycle%2 == 0 {
-			m.link.sever()
-		}
-		began := time.Now()
-		restored := s.restore(t, m.link)
-		must(t, os.Remove(s.file))
-		loaded := time.Since(began)
-		m = restored
-		m.waitHealth(t, stepLimit)
-		f.add(s, loaded, time.Since(began))
-		w.progress(t)
-		w.away.Store(0)
+		m = f.cycle(t, m, w, cycle)
 		for _, q := range quiets {
 			q.check(t, m)
 		}
@@ -70,9 +59,101 @@ func TestSoak(t *testing.T) {
 			t.Logf("%d cycles: %v", cycle+1, f)
 		}
 	}
-	t.Logf("%d cycles, %d commands, %d bytes of output checked, %d calls cut off: %v",
-		*cycles, w.starts.Load(), w.bytes.Load(), w.failures.Load(), f)
+	t.Logf("%d cycles, %d commands, %d bytes of output checked, %d uploads, %d calls cut off: %v",
+		*cycles, w.starts.Load(), w.bytes.Load(), w.uploads.Load(), w.failures.Load(), f)
 	f.checkMemory(t)
+}
+
+// cycle takes a machine through a snapshot and all that a host does after it.
+func (f *figures) cycle(t *testing.T, m *machine, w *work, n int) *machine {
+	w.away.Store(1)
+	if n%2 == 1 {
+		_, err := m.do(t.Context(), http.MethodPost, base+"/snapshot/prepare", "", nil)
+		must(t, err)
+	}
+	s := m.snapshot(t)
+	if n%4 < 2 {
+		m.link.sever()
+	}
+	instance := fmt.Sprintf("sandbox-%d", n)
+	m.link.meta.set(map[string]string{"instanceID": instance, "envID": "template"})
+	began := time.Now()
+	m = s.restore(t, m.link)
+	must(t, os.Remove(s.file))
+	running := time.Now()
+	m.waitHealth(t, stepLimit)
+	f.answer = append(f.answer, time.Since(running))
+	m.init(t)
+	f.ready = append(f.ready, time.Since(running))
+	m.waitIdentity(t, instance)
+	f.save, f.load, f.size = append(f.save, s.took), append(f.load, running.Sub(began)), append(f.size, s.size)
+	f.clock = append(f.clock, m.checkClock(t))
+	m.checkConnections(t)
+	w.progress(t)
+	w.away.Store(0)
+	return m
+}
+
+// init does what a host does after each start and each restore.
+func (m *machine) init(t testing.TB) {
+	t.Helper()
+	body := fmt.Sprintf(`{"timestamp": %q, "defaultUser": "root"}`, time.Now().UTC().Format(time.RFC3339Nano))
+	_, err := m.do(t.Context(), http.MethodPost, base+"/init", "application/json", strings.NewReader(body))
+	must(t, err)
+}
+
+// waitIdentity wants processes to see which sandbox they are in. The call of
+// /init does not wait for a metadata service that takes its time.
+func (m *machine) waitIdentity(t testing.TB, instance string) {
+	t.Helper()
+	for end := time.Now().Add(stepLimit); ; time.Sleep(10 * time.Millisecond) {
+		out := m.output(t, "/guest", "env", "WRENN_SANDBOX_ID")
+		if out == instance+"\n" {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a process is in sandbox %q instead of %q", out, instance)
+		}
+	}
+}
+
+// checkClock wants the guest's clock to be right, and tells how far it is off
+// at least.
+func (m *machine) checkClock(t testing.TB) time.Duration {
+	t.Helper()
+	const tolerance = 50 * time.Millisecond
+	before := time.Now()
+	out := m.output(t, "/guest", "clock")
+	after := time.Now()
+	nano, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	must(t, err)
+	off := max(0, before.Sub(time.Unix(0, nano)), time.Unix(0, nano).Sub(after))
+	if off > tolerance {
+		t.Errorf("the clock is off by %v", off)
+	}
+	return off
+}
+
+// checkConnections wants the connections to nobody to be gone.
+func (m *machine) checkConnections(t testing.TB) {
+	t.Helper()
+	const most = 3 // the client's, and one that is just being replaced
+	established := fmt.Sprintf(":%04X ", 49983)
+	for end := time.Now().Add(stepLimit); ; {
+		n := 0
+		for line := range strings.Lines(m.output(t, "/guest", "cat", "/proc/net/tcp6")) {
+			// Local address, then remote, then the state: 01 is established.
+			if fields := strings.Fields(line); len(fields) > 3 && strings.HasSuffix(fields[1]+" ", established) && fields[3] == "01" {
+				n++
+			}
+		}
+		if n <= most {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are left", n)
+		}
+	}
 }
 
 // quiet is a process that has printed the pattern of its seed and only lives
@@ -140,20 +221,20 @@ func (q quiet) end(t testing.TB, m *machine) {
 
 // figures are what the cycles measured.
 type figures struct {
-	save, load, answer []time.Duration
-	size               []int64 // of the snapshots, in bytes
-	memory             []int64 // anonymous, of init, after each cycle, in bytes
-}
-
-func (f *figures) add(s *saved, load, answer time.Duration) {
-	f.save, f.load, f.answer = append(f.save, s.took), append(f.load, load), append(f.answer, answer)
-	f.size = append(f.size, s.size)
+	save, load    []time.Duration // QEMU's
+	answer, ready []time.Duration // first answer, and /init done, after the restored machine runs
+	clock         []time.Duration // off, after /init
+	size          []int64         // of the snapshots, in bytes
+	memory        []int64         // anonymous, of init, after each cycle, in bytes
 }
 
 func (f *figures) String() string {
-	return fmt.Sprintf("save %v, load %v, first answer %v after QEMU's start (medians), snapshot %d MiB, init %.1f MiB anonymous (median), %.1f at most",
-		median(f.save).Round(time.Millisecond), median(f.load).Round(time.Millisecond), median(f.answer).Round(time.Millisecond),
-		median(f.size)>>20, float64(median(f.memory))/(1<<20), float64(slices.Max(f.memory))/(1<<20))
+	ms := func(list []time.Duration) string {
+		return fmt.Sprintf("%d ms (%d at most)", median(list).Milliseconds(), slices.Max(list).Milliseconds())
+	}
+	mib := func(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
+	return fmt.Sprintf("save %s, load %s, then first answer %s, /init done %s, clock off by %s; snapshot %s; init anonymous %s, %s at most",
+		ms(f.save), ms(f.load), ms(f.answer), ms(f.ready), ms(f.clock), mib(median(f.size)), mib(median(f.memory)), mib(slices.Max(f.memory)))
 }
 
 // checkMemory wants the daemon to be no larger in the end than at first: the

@@ -1,9 +1,11 @@
 package vm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,7 +25,7 @@ import (
 // daemon. What a worker gets is checked to the byte. Its calls may fail while
 // the machine is away, and at no other time.
 type work struct {
-	m    *client.Client
+	m    *machine // whose client and link the restored ones have, too
 	stop context.CancelFunc
 	wg   sync.WaitGroup
 
@@ -31,11 +33,15 @@ type work struct {
 	starts   atomic.Int64 // commands that were run whole
 	bytes    atomic.Int64 // of output that were checked
 	calls    atomic.Int64 // other requests
+	uploads  atomic.Int64 // of files that came back as they were
 	failures atomic.Int64 // that were excused
 
 	mu   sync.Mutex
 	errs []error // guarded by mu
 }
+
+// breath is what cheap calls leave to others of the machine's one processor.
+const breath = 100 * time.Millisecond
 
 // streams is how many endless outputs are followed.
 const streams = 2
@@ -44,14 +50,15 @@ const streams = 2
 // come to their ends.
 const settle = 10 * time.Second
 
-func startWork(t testing.TB, c *client.Client) *work {
+func startWork(t testing.TB, m *machine) *work {
 	ctx, stop := context.WithCancel(context.Background())
-	w := &work{m: c, stop: stop}
+	w := &work{m: m, stop: stop}
 	w.wg.Go(func() { w.loop(ctx, w.command) })
 	w.wg.Go(func() { w.loop(ctx, w.list) })
 	w.wg.Go(func() { w.loop(ctx, w.input) })
+	w.wg.Go(func() { w.loop(ctx, w.upload) })
 	for seed := range uint64(streams) {
-		cmd, err := c.Start(ctx, request("/guest", "stream", strconv.FormatUint(seed, 10)))
+		cmd, err := m.Start(ctx, request("/guest", "stream", strconv.FormatUint(seed, 10)))
 		must(t, err)
 		w.wg.Go(func() { w.follow(ctx, cmd, seed) })
 	}
@@ -113,7 +120,7 @@ func (w *work) list(ctx context.Context) error {
 	}
 	if err == nil {
 		w.calls.Add(1)
-		time.Sleep(20 * time.Millisecond) // leave the one processor to others
+		time.Sleep(breath)
 	}
 	return err
 }
@@ -138,6 +145,27 @@ func (w *work) input(ctx context.Context) error {
 	}
 	if err == nil {
 		w.calls.Add(1)
+		time.Sleep(breath)
+	}
+	return err
+}
+
+// upload sends a file and reads it again.
+func (w *work) upload(ctx context.Context) error {
+	n := w.uploads.Load()
+	content := make([]byte, 300_000)
+	pattern.Fill(content, uint64(n), 0)
+	url := files("/tmp/upload")
+	if _, err := w.m.do(ctx, http.MethodPost, url, "application/octet-stream", bytes.NewReader(content)); err != nil {
+		return err
+	}
+	got, err := w.m.do(ctx, http.MethodGet, url, "", nil)
+	if err == nil && !bytes.Equal(got, content) {
+		err = fmt.Errorf("upload %d came back with %d bytes of %d, or others", n, len(got), len(content))
+	}
+	if err == nil {
+		w.uploads.Add(1)
+		time.Sleep(breath)
 	}
 	return err
 }
@@ -191,13 +219,14 @@ func (w *work) attach(ctx context.Context, old *client.Command, at uint64) *clie
 // progress waits until every kind of work has got further.
 func (w *work) progress(t testing.TB) {
 	t.Helper()
-	starts, bytes, calls := w.starts.Load(), w.bytes.Load(), w.calls.Load()
+	starts, bytes, calls, uploads := w.starts.Load(), w.bytes.Load(), w.calls.Load(), w.uploads.Load()
 	for end := time.Now().Add(stepLimit); ; time.Sleep(10 * time.Millisecond) {
-		if w.starts.Load() > starts && w.bytes.Load() > bytes+4096 && w.calls.Load() > calls+1 {
+		if w.starts.Load() > starts && w.bytes.Load() > bytes+4096 && w.calls.Load() > calls+1 && w.uploads.Load() > uploads {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("work stands still: %d commands, %d bytes, %d calls more", w.starts.Load()-starts, w.bytes.Load()-bytes, w.calls.Load()-calls)
+			t.Fatalf("work stands still: %d commands, %d bytes, %d calls, %d uploads more",
+				w.starts.Load()-starts, w.bytes.Load()-bytes, w.calls.Load()-calls, w.uploads.Load()-uploads)
 		}
 	}
 }

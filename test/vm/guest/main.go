@@ -38,6 +38,7 @@ var parts = map[string]func(args []string) error{
 	"spin":     spin,
 	"bomb":     bomb,
 	"call":     call,
+	"env":      func(args []string) error { _, err := fmt.Println(os.Getenv(args[0])); return err },
 }
 
 func main() {
