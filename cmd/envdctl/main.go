@@ -23,6 +23,8 @@ commands:
   snapshot [-prepare] [-freeze]
                              the guest's state and generation; -prepare: bring it
                              to rest for a freeze; -freeze: its commands as well
+  init [FLAG…]               what a host says after a boot: token, user, environment, …
+  envs                       the default environment of processes
 
 flags:
 `
@@ -66,6 +68,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	commands := map[string]func(context.Context, []string) (int, error){
 		"health": a.health, "exec": a.exec, "ps": a.ps, "attach": a.attach, "kill": a.kill,
 		"snapshot": a.snapshot,
+		"init":     a.init, "envs": a.envs,
 	}
 	command, ok := commands[fs.Arg(0)]
 	if !ok {

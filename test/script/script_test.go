@@ -3,7 +3,7 @@
 //
 // A session is what a person would see in a terminal: lines that begin with
 // "$ " are typed, the lines below are what has to be printed, exactly. A line
-// of "..." stands for any lines. Each file has a network namespace of its own with a
+// of "..." stands for any lines. Each file has network and mount namespaces of its own with a
 // fresh daemon on the default port, and one shell.
 package script
 
@@ -50,6 +50,11 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "bring loopback up: %v: %s\n", err, out)
 			os.Exit(1)
 		}
+		// What a session mounts is its own.
+		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+			fmt.Fprintf(os.Stderr, "private mounts: %v\n", err)
+			os.Exit(1)
+		}
 	}
 	os.Exit(m.Run())
 }
@@ -91,7 +96,7 @@ func isolated(t *testing.T, s session) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$", "-test.v")
 	cmd.Env = append(os.Environ(), insideVar+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
