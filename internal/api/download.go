@@ -157,7 +157,7 @@ func sendGenerated(w http.ResponseWriter, r *http.Request, f *filesystem.File, c
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read %s: %w", f.Path, err)
 	}
-	if c != identity && plain && !shrinks(c, block[:n]) {
+	if c != identity && plain && !shrinks(n, encodedSize(c, block[:n])) {
 		c = identity
 	}
 	if c != identity {

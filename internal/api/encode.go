@@ -14,9 +14,10 @@ import (
 )
 
 const (
-	// samples are taken of a file to see whether it shrinks, spread evenly.
-	samples    = 3
-	sampleSize = 16 << 10 // bytes
+	// samples are taken of a file of manySamples bytes or more to see whether it
+	// shrinks, and one of a smaller one.
+	samples     = 3
+	manySamples = 1 << 20
 	// worthwhile is the share, in sixteenths, that may be left of a file for
 	// compression to be worth its time.
 	worthwhile = 15
@@ -119,19 +120,18 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// shrinks tells whether the parts together get smaller enough in coding c.
-func shrinks(c coding, parts ...[]byte) bool {
-	var before int
-	var after counter
-	e := encode(&after, c)
+// encodedSize is how much p takes in coding c.
+func encodedSize(c coding, p []byte) int {
+	var n counter
+	e := encode(&n, c)
 	defer e.release()
-	for _, part := range parts {
-		before += len(part)
-		_, _ = e.Write(part) // a counter does not fail
-	}
+	_, _ = e.Write(p) // a counter does not fail
 	_ = e.Close()
-	return int(after)*16 <= before*worthwhile
+	return int(n)
 }
+
+// shrinks tells whether compression that left after of before was worth it.
+func shrinks(before, after int) bool { return after*16 <= before*worthwhile }
 
 var bodies = sync.Pool{New: func() any { return new(bytes.Buffer) }}
 
@@ -173,7 +173,7 @@ func sendEncoded(w http.ResponseWriter, r *http.Request, f *filesystem.File, c c
 	defer e.release()
 	_, _ = e.Write(contents) // memory does not fail
 	_ = e.Close()
-	if plain && body.Len()*16 > len(contents)*worthwhile {
+	if plain && !shrinks(len(contents), body.Len()) {
 		h.Set("Accept-Ranges", "bytes")
 		return sendWhole(w, contents, f.ETag())
 	}
@@ -185,13 +185,19 @@ func sendEncoded(w http.ResponseWriter, r *http.Request, f *filesystem.File, c c
 // bytes.
 func encodedETag(f *filesystem.File) string { return "W/" + f.ETag() }
 
-// sampleShrinks looks at a few places of f.
+// sampleShrinks looks at a few blocks of f: whole ones, since the encoders judge
+// less of a file differently. It uses block.
 func sampleShrinks(f *filesystem.File, c coding, block *[blockSize]byte) bool {
-	var parts [samples][]byte
-	for i := range parts {
-		part := block[i*sampleSize:][:sampleSize]
-		n, _ := f.ReadAt(part, int64(i)*(f.Size-sampleSize)/(samples-1)) // what cannot be read is found out later
-		parts[i] = part[:n]
+	n := int64(1)
+	if f.Size >= manySamples {
+		n = samples
 	}
-	return shrinks(c, parts[:]...)
+	before, after := 0, 0
+	for i := range n {
+		// The middles of n parts. What cannot be read is found out later.
+		m, _ := f.ReadAt(block[:], (2*i+1)*f.Size/(2*n)-blockSize/2)
+		before += m
+		after += encodedSize(c, block[:m])
+	}
+	return shrinks(before, after)
 }
