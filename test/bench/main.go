@@ -30,6 +30,10 @@ var figures = []figure{
 	{"memory", idleMemory},
 	{"memory-h2", idleMemoryH2},
 	{"ports", forwardedPorts},
+	{"files", fileSpeed},
+	{"small-files", smallFiles},
+	{"compression", compression},
+	{"file-memory", fileMemory},
 }
 
 // row is a line of the table.
