@@ -57,12 +57,14 @@ type conn struct {
 	socket
 	every   time.Duration // between two checks
 	writing atomic.Bool
+	armed   atomic.Bool // the timer runs
 	timer   *time.Timer // runs check while writing
 	strikes int         // check's own; it does not overlap itself
 
 	judge    sync.Once // of FromGuest
 	fromHost bool      // set by judge
 
+	body goneWatch
 	life
 }
 
@@ -103,16 +105,20 @@ func (c *conn) abort() {
 }
 
 // watch runs check from time to time until the returned function is called.
-// Writes do not overlap: net/http serialises them.
+// Writes do not overlap: net/http serialises them. The timer is left to run out
+// after a write: to set and stop it for each would wake another thread.
 func (c *conn) watch() (stop func()) {
 	c.writing.Store(true)
-	c.timer.Reset(c.every)
+	c.arm()
 	return c.unwatch
 }
 
-func (c *conn) unwatch() {
-	c.writing.Store(false)
-	c.timer.Stop()
+func (c *conn) unwatch() { c.writing.Store(false) }
+
+func (c *conn) arm() {
+	if c.armed.CompareAndSwap(false, true) {
+		c.timer.Reset(c.every)
+	}
 }
 
 // check counts the checks in a row between which nothing was acknowledged
@@ -121,6 +127,10 @@ func (c *conn) unwatch() {
 func (c *conn) check() {
 	if !c.writing.Load() {
 		c.strikes = 0
+		c.armed.Store(false)
+		if c.writing.Load() { // it began between the two
+			c.arm()
+		}
 		return
 	}
 	health, err := c.health()

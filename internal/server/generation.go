@@ -68,6 +68,7 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // Close is net/http's: see registry.sparing.
 func (c *conn) Close() error {
+	c.timer.Stop()
 	if c.registry != nil && c.registry.sparing.Load() {
 		c.spared.Store(true)
 		return nil

@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
 	"net"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,9 +37,8 @@ func noticeGone(next http.Handler) http.Handler {
 		}
 		ctx, cancel := context.WithCancelCause(r.Context())
 		defer cancel(nil)
-		body := &bodyWatch{ReadCloser: r.Body, conn: c, gone: cancel}
-		body.timer = time.AfterFunc(math.MaxInt64, body.check)
-		body.timer.Reset(goneCheck) // once check can see the timer
+		body := &bodyWatch{ReadCloser: r.Body, watch: &c.body, gone: cancel}
+		c.body.begin(body, c)
 		defer body.stop()
 		r = r.WithContext(ctx)
 		r.Body = body
@@ -52,10 +50,8 @@ func noticeGone(next http.Handler) http.Handler {
 // to the end. From then on net/http does.
 type bodyWatch struct {
 	io.ReadCloser
-	conn  *conn
+	watch *goneWatch
 	gone  context.CancelCauseFunc
-	timer *time.Timer
-	over  atomic.Bool
 }
 
 func (b *bodyWatch) Read(p []byte) (int, error) {
@@ -66,18 +62,50 @@ func (b *bodyWatch) Read(p []byte) (int, error) {
 	return n, err //nolint:wrapcheck // readers compare it
 }
 
-func (b *bodyWatch) stop() {
-	b.over.Store(true)
-	b.timer.Stop()
+func (b *bodyWatch) stop() { b.watch.end(b) }
+
+// goneWatch looks after the body that is being read on a connection. Its timer
+// belongs to the connection and is left to run out when the body has ended: to
+// set and stop one for each request would wake another thread each time.
+type goneWatch struct {
+	mu    sync.Mutex
+	body  *bodyWatch  // guarded by mu, as is all below; nil for none
+	timer *time.Timer // nil before the first body
+	armed bool        // the timer runs
 }
 
-func (b *bodyWatch) check() {
+func (g *goneWatch) begin(b *bodyWatch, c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.body = b
 	switch {
-	case b.over.Load():
-	case b.conn.hungUp():
-		b.gone(errGone)
+	case g.timer == nil:
+		g.timer = time.AfterFunc(goneCheck, func() { g.check(c) })
+	case !g.armed:
+		g.timer.Reset(goneCheck)
+	}
+	g.armed = true
+}
+
+func (g *goneWatch) end(b *bodyWatch) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.body == b {
+		g.body = nil
+	}
+}
+
+func (g *goneWatch) check(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case g.body == nil:
+		g.armed = false
+	case c.hungUp():
+		g.armed = false
+		g.body.gone(errGone)
 	default:
-		b.timer.Reset(goneCheck)
+		g.timer.Reset(goneCheck)
 	}
 }
 
