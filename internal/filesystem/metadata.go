@@ -75,9 +75,8 @@ func readMetadata(x *linux.Xattrs, dirfd int, name string) Metadata {
 
 // clearMetadata removes all metadata of the open file fd.
 func clearMetadata(fd int) error {
-	path := procPath(fd)
-	x := linux.Xattrs{Follow: true}
-	return x.Each(unix.AT_FDCWD, path, func(name string) error {
+	var x linux.Xattrs
+	return x.Each(fd, "", func(name string) error {
 		if !strings.HasPrefix(name, metadataPrefix) {
 			return nil
 		}

@@ -60,13 +60,13 @@ func (v *View) Write(path string, src io.Reader, u Upload) (e Entry, err error) 
 }
 
 func (v *View) writeInPlace(path string, src io.Reader, u Upload) (Entry, error) {
-	f, err := v.openExisting(path, func(st *unix.Stat_t) (int64, error) {
+	f, old, err := v.openExisting(path, func(st *unix.Stat_t) (int64, error) {
 		// Truncation gives the old blocks back.
 		return u.Size - st.Blocks*blockBytes, nil
 	})
 	switch {
 	case err == nil:
-		if err = v.prepare(f, u.Metadata); err == nil {
+		if err = v.prepare(f, old, u.Metadata); err == nil {
 			err = f.Truncate(0)
 		}
 		if err != nil {
@@ -103,7 +103,7 @@ func (v *View) Resume(path string, offset int64, src io.Reader, u Upload) (e Ent
 }
 
 func (v *View) resume(path string, offset int64, src io.Reader, u Upload) (Entry, error) {
-	f, err := v.openExisting(path, func(st *unix.Stat_t) (int64, error) {
+	f, old, err := v.openExisting(path, func(st *unix.Stat_t) (int64, error) {
 		if offset > st.Size {
 			return 0, ErrOffsetPastEnd
 		}
@@ -112,7 +112,7 @@ func (v *View) resume(path string, offset int64, src io.Reader, u Upload) (Entry
 	switch {
 	case err == nil:
 		if len(u.Metadata) > 0 {
-			err = v.prepare(f, u.Metadata)
+			err = v.prepare(f, old, u.Metadata)
 		}
 		if err == nil {
 			_, err = f.Seek(offset, io.SeekStart)
@@ -148,36 +148,34 @@ func (v *View) finish(f *os.File, path string, src io.Reader, u Upload) (e Entry
 
 // openExisting opens the regular file at path for writing, if need, asked for
 // the bytes that have to be free, does not object and they are free. Nothing
-// about the file has changed yet.
-func (v *View) openExisting(path string, need func(*unix.Stat_t) (int64, error)) (*os.File, error) {
+// about the file has changed yet; old is what it was like.
+func (v *View) openExisting(path string, need func(*unix.Stat_t) (int64, error)) (f *os.File, old unix.Stat_t, err error) {
 	// Without O_CREAT: in a sticky directory that would keep even root out of
 	// another user's file (fs.protected_regular in proc_sys_fs(5)).
-	fd, st, err := pin(unix.AT_FDCWD, path, 0)
+	fd, old, err := pin(unix.AT_FDCWD, path, 0)
 	if err != nil {
-		return nil, err
+		return nil, old, err
 	}
 	defer unix.Close(fd)
-	if err := checkRegular(st.Mode); err != nil {
-		return nil, err
+	if err := checkRegular(old.Mode); err != nil {
+		return nil, old, err
 	}
-	bytes, err := need(&st)
+	bytes, err := need(&old)
 	if err != nil {
-		return nil, err
+		return nil, old, err
 	}
 	if err := v.room(fd, bytes); err != nil {
-		return nil, err
+		return nil, old, err
 	}
-	return reopen(fd, path, unix.O_WRONLY)
+	f, err = reopen(fd, path, unix.O_WRONLY)
+	return f, old, err
 }
 
-// prepare gives the existing file f to the user, with the metadata m.
-func (v *View) prepare(f *os.File, m Metadata) error {
+// prepare gives the existing file f, which was like old, to the user, with the
+// metadata m.
+func (v *View) prepare(f *os.File, old unix.Stat_t, m Metadata) error {
 	fd := int(f.Fd())
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if !v.limited() && (st.Uid != v.User.UID || st.Gid != v.User.GID) {
+	if !v.limited() && (old.Uid != v.User.UID || old.Gid != v.User.GID) {
 		if err := chown(fd, int(v.User.UID), int(v.User.GID)); err != nil {
 			return err
 		}
@@ -284,6 +282,6 @@ func (v *View) entryOf(f *os.File, path string) (Entry, error) {
 	}
 	d := v.describer()
 	e := d.fromStat(path, &st)
-	e.Metadata = readMetadata(&d.target, unix.AT_FDCWD, procPath(int(f.Fd())))
+	e.Metadata = readMetadata(&d.own, int(f.Fd()), "")
 	return e, nil
 }

@@ -10,7 +10,8 @@ import (
 )
 
 // Xattrs reads the extended attributes of a file, named relative to a directory
-// or to the working directory for unix.AT_FDCWD. A buffer is kept from call to
+// or to the working directory for unix.AT_FDCWD. The empty name is the open
+// file dirfd itself. A buffer is kept from call to
 // call, so one value serves one goroutine.
 type Xattrs struct {
 	// Follow reads the file that a symbolic link leads to, not the link.
@@ -31,6 +32,9 @@ const (
 // filesystem without attributes has none.
 func (x *Xattrs) Each(dirfd int, name string, f func(attribute string) error) error {
 	names, err := x.read(func(buf []byte) (int, error) {
+		if name == "" {
+			return unix.Flistxattr(dirfd, buf)
+		}
 		n, err := listAt(dirfd, name, x.flags(), buf)
 		if errors.Is(err, unix.ENOSYS) {
 			return x.list(procPath(dirfd, name), buf)
@@ -55,6 +59,9 @@ func (x *Xattrs) Each(dirfd int, name string, f func(attribute string) error) er
 // Value is the value of an attribute of the file name in dirfd, valid until the
 // next call.
 func (x *Xattrs) Value(dirfd int, name, attribute string) ([]byte, error) {
+	if name == "" {
+		return x.read(func(buf []byte) (int, error) { return unix.Fgetxattr(dirfd, attribute, buf) })
+	}
 	value := unix.Lgetxattr
 	if x.Follow {
 		value = unix.Getxattr

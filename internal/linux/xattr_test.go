@@ -2,6 +2,7 @@ package linux
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -48,6 +49,21 @@ func TestXattrs(t *testing.T) {
 		if err != nil || len(names) != len(test.want) {
 			t.Errorf("%s has %q, %v", test.path, slices.Sorted(slices.Values(names)), err)
 		}
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var x Xattrs
+	got := make(map[string]string)
+	err = x.Each(int(f.Fd()), "", func(name string) error {
+		value, err := x.Value(int(f.Fd()), "", name)
+		got[name] = string(value)
+		return err
+	})
+	if err != nil || !maps.Equal(got, want) {
+		t.Errorf("the open file has %q, %v", got, err)
 	}
 	if err := new(Xattrs).Each(unix.AT_FDCWD, file+"-missing", nil); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("missing file: %v", err)
