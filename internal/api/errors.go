@@ -154,7 +154,7 @@ func jsonErrors(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h, pattern := mux.Handler(r)
 		if pattern != "" {
-			mux.ServeHTTP(w, r)
+			h.ServeHTTP(w, r) // mux.ServeHTTP would look for it again
 			return
 		}
 		probe := statusProbe{header: make(http.Header)}

@@ -82,7 +82,7 @@ func (u *upload) checkPatch(r *http.Request) (part contentRange, err error) {
 		return part, badRequest("PATCH needs a Content-Range, such as: bytes 100-199/*")
 	case !ok:
 		return part, badRequest("content range %q is not bytes FIRST-LAST/SIZE or bytes FIRST-LAST/*", value)
-	case mediaType != "" && mediaType != "application/octet-stream":
+	case mediaType != "" && mediaType != rawType:
 		return part, badRequest("content type %q of a PATCH is not application/octet-stream", mediaType)
 	case r.Header.Get("Content-Encoding") != "":
 		return part, badRequest("a PATCH has no content encoding")

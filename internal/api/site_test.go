@@ -156,7 +156,7 @@ func (s *site) put(path, contents string, headers ...string) reply {
 	return s.do("POST", s.files("path", path), strings.NewReader(contents), append([]string{"Content-Type", octets}, headers...)...)
 }
 
-const octets = "application/octet-stream"
+const octets = rawType
 
 // want fails unless r has the status, and as an error the form of errors.
 func (r reply) want(t testing.TB, status int) reply {

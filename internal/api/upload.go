@@ -18,6 +18,9 @@ import (
 // metadataHeader starts the headers that become metadata.
 const metadataHeader = "X-Metadata-"
 
+// rawType is the content type of a body that is a file.
+const rawType = "application/octet-stream"
+
 // written describes a file, or the directory of an archive, to its uploader.
 type written struct {
 	Path     string              `json:"path"`
@@ -51,6 +54,7 @@ type upload struct {
 }
 
 func newUpload(r *http.Request, v *filesystem.View) (u upload, err error) {
+	v.Names = nil // the answer names no owners: do not look them up
 	u = upload{View: v, query: r.URL.Query(), header: r.Header, metadata: metadataIn(r.Header)}
 	u.atomic, err = flagIn(u.query, "atomic")
 	return u, err
@@ -77,15 +81,17 @@ func (t *fileTransfer) post(w http.ResponseWriter, r *http.Request, v *filesyste
 	if err != nil {
 		return err
 	}
-	mediaType, parameters, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if err != nil {
-		return badRequest("content type %q: %w", r.Header.Get("Content-Type"), err)
+	mediaType, parameters := r.Header.Get("Content-Type"), map[string]string(nil)
+	if mediaType != rawType {
+		if mediaType, parameters, err = mime.ParseMediaType(mediaType); err != nil {
+			return badRequest("content type %q: %w", r.Header.Get("Content-Type"), err)
+		}
 	}
 	body := &clientBody{ReadCloser: r.Body}
 	err = decoded(r, body, func(src io.Reader, size int64) error {
 		a, isArchive := archiveType(mediaType)
 		switch {
-		case mediaType == "application/octet-stream":
+		case mediaType == rawType:
 			return u.raw(w, src, body, size)
 		case mediaType == "multipart/form-data":
 			return u.multipart(w, src, parameters["boundary"])
