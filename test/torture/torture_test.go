@@ -101,8 +101,11 @@ func cgroupRoot(t *testing.T) string {
 	return dir
 }
 
-// startDaemon runs a daemon until the end of the test. It keeps ended
-// processes for a second only, so that nothing of them is left to wait for.
+// retain is how long ended processes are kept: so short that nothing of them is
+// left to wait for, so long that a client comes back in time on a busy machine.
+const retain = 10 * time.Second
+
+// startDaemon runs a daemon until the end of the test.
 func startDaemon(t *testing.T, root string, log *slog.Logger) (base string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -112,7 +115,7 @@ func startDaemon(t *testing.T, root string, log *slog.Logger) (base string) {
 	port := l.Addr().(*net.TCPAddr).Port
 	_ = l.Close()
 	output := process.DefaultConfig()
-	output.Retain = time.Second
+	output.Retain = retain
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
@@ -155,7 +158,7 @@ func awaitNothingLeft(t *testing.T, base, root string) {
 	t.Helper()
 	w := newWorker(base, 0)
 	defer w.close()
-	for limit := time.Now().Add(20 * time.Second); ; {
+	for limit := time.Now().Add(20*time.Second + retain); ; {
 		res, err := w.c.Process.List(t.Context(), connect.NewRequest(&pb.ListRequest{IncludeExited: true}))
 		if err != nil {
 			t.Fatal(err)
