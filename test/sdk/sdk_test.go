@@ -4,7 +4,9 @@
 // The tests themselves are in the SDK's language, below js, and print TAP;
 // each becomes a subtest here. The SDK talks to port 49983, so daemon and
 // tests run in a network namespace of their own: this test binary is executed
-// in it again. What npm installs is pinned by lock files and kept below the
+// in it again. It also has a mount namespace, in which root has an empty home:
+// the SDK runs login shells, and kills them, and what a machine's owner does in
+// a profile is neither to slow the tests down nor to be killed by them. What npm installs is pinned by lock files and kept below the
 // tests' cache, so that only the first run on a machine needs the network.
 package sdk
 
@@ -12,6 +14,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -23,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -35,13 +40,36 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(insideVar) != "" {
-		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "bring loopback up: %v: %s\n", err, out)
+	if dir := os.Getenv(insideVar); dir != "" {
+		if err := settle(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// settle prepares the namespaces that this process is alone in.
+func settle(dir string) error {
+	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+		return fmt.Errorf("bring loopback up: %w: %s", err, out)
+	}
+	home, accounts := filepath.Join(dir, "home"), filepath.Join(dir, "passwd")
+	passwd, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		return err
+	}
+	passwd = bytes.Replace(passwd, []byte(":/root:"), []byte(":"+home+":"), 1)
+	if err := errors.Join(os.Mkdir(home, 0o700), os.WriteFile(accounts, passwd, 0o644)); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Mount(accounts, "/etc/passwd", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("give root another home: %w", err)
+	}
+	return nil
 }
 
 func TestJavaScript(t *testing.T) {
@@ -58,7 +86,7 @@ func TestJavaScript(t *testing.T) {
 	for _, suite := range []struct {
 		name string
 		from int // so many tests at least: none is lost
-	}{{"suite.mjs", 55}} {
+	}{{"suite.mjs", 55}, {"secured.mjs", 6}} {
 		runSuite(t, dir, suite.name, suite.from)
 	}
 }
@@ -87,7 +115,7 @@ func isolated(t *testing.T, dir string) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), insideVar+"="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
 	// Its subtests count here, too.
 	for _, line := range strings.Split(string(out), "\n") {
@@ -148,7 +176,7 @@ func runSuite(t *testing.T, dir, name string, from int) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "node"), "--test-reporter=tap", filepath.Join(dir, "js", name))
+	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "node"), "--test-timeout=60000", "--test-reporter=tap", filepath.Join(dir, "js", name))
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "ENVD_URL=")
 	out, err := cmd.CombinedOutput()
 	results, planned := parseTAP(out)

@@ -197,7 +197,7 @@ func TestWatchTorture(t *testing.T) {
 			for i := range 1000 {
 				must(t, os.MkdirAll(fmt.Sprintf("%s/d%d/d%d/d%d", dir, i/100, i/10%10, i%10), 0o755))
 			}
-			w := c.watchDir(bounded(t), &fs.WatchDirRequest{Path: dir, Recursive: true})
+			w := c.watchDir(t.Context(), &fs.WatchDirRequest{Path: dir, Recursive: true})
 			m := modelOf(t, dir)
 			seed := time.Now().UnixNano()
 			t.Logf("seed %d", seed)

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import { existsSync, readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { CommandExitError, InvalidArgumentError, TimeoutError } from 'e2b'
 import { connect, tempDir, until, user } from './sandbox.mjs'
@@ -94,11 +95,12 @@ test('commands: timeout', async () => {
 })
 
 test('commands: timeout kills the tree', async () => {
-  const dir = tempDir()
-  await assert.rejects(
-    commands.run(`setsid sleep 4321 & echo $! > ${dir}/pid; wait`, { timeoutMs: 700 }), TimeoutError)
-  const out = await commands.run(`kill -0 $(cat ${dir}/pid) 2>/dev/null && echo alive || echo gone`)
-  assert.equal(out.stdout, 'gone\n')
+  const file = `${tempDir()}/pid`
+  const handle = await commands.run(`setsid sh -c 'echo $$ >${file}; exec sleep 4321' & wait`, { timeoutMs: 4000, background: true })
+  await until('the descendant', () => existsSync(file) && readFileSync(file, 'utf8').endsWith('\n'))
+  await assert.rejects(handle.wait(), TimeoutError)
+  const pid = Number(readFileSync(file, 'utf8'))
+  await until('its end', () => !existsSync(`/proc/${pid}`))
 })
 
 test('commands: no timeout', async () => {

@@ -86,16 +86,13 @@ test('files: as a user', async () => {
 })
 
 test('files: relative paths and the home', async () => {
-  fs.rmSync('/root/envd-sdk-test', { recursive: true, force: true })
-  try {
-    await files.write('envd-sdk-test/file', 'home')
-    assert.equal(fs.readFileSync('/root/envd-sdk-test/file', 'utf8'), 'home')
-    assert.equal(await files.read('~/envd-sdk-test/file'), 'home')
-    assert.equal((await files.getInfo('~/envd-sdk-test')).path, '/root/envd-sdk-test')
-  } finally {
-    await files.remove('envd-sdk-test')
-  }
-  assert.equal(await files.exists('envd-sdk-test'), false)
+  const home = (await files.getInfo('~')).path
+  await files.write('dir/file', 'at home')
+  assert.equal(fs.readFileSync(`${home}/dir/file`, 'utf8'), 'at home')
+  assert.equal(await files.read('~/dir/file'), 'at home')
+  assert.equal((await files.getInfo('dir')).path, `${home}/dir`)
+  await files.remove('dir')
+  assert.equal(await files.exists('~/dir'), false)
 })
 
 test('files: list', async () => {
