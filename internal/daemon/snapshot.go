@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"time"
 
 	"github.com/wrenn/envd/internal/cgroup"
 	"github.com/wrenn/envd/internal/linux"
@@ -16,6 +18,7 @@ func snapshotConfig(g *ground, log *slog.Logger) snapshot.Config {
 	return snapshot.Config{
 		Sync:     func() error { return linux.SyncFilesystem("/") },
 		Shrink:   shrink,
+		Reseed:   func() { reseed(log) },
 		Workload: workload{g},
 		Log:      log,
 	}
@@ -63,4 +66,15 @@ func (p paused) Resume() { p.part.Resume() }
 func shrink() {
 	runtime.GC()
 	debug.FreeOSMemory()
+}
+
+// reseed has the kernel begin a new sequence of random numbers. A clone
+// continues the one it was saved with, and would draw the same as its siblings
+// for up to a minute: keys, tokens, session ids. The clock, which is the host's
+// by now, and the processor's own randomness make the difference. Where the
+// host changes a VM generation id the kernel has done so already.
+func reseed(log *slog.Logger) {
+	if err := linux.Reseed(strconv.AppendInt(nil, time.Now().UnixNano(), 10)); err != nil {
+		log.Warn("random numbers may be those of another clone", "error", err)
+	}
 }

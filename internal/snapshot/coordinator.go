@@ -76,7 +76,10 @@ type Config struct {
 	// Sync writes the root filesystem out. It may block for long.
 	Sync func() error
 	// Shrink makes the heap small.
-	Shrink   func()
+	Shrink func()
+	// Reseed, when not nil, makes random numbers differ from those of other
+	// machines that the snapshot was restored to.
+	Reseed   func()
 	Workload Workload
 	Log      *slog.Logger
 }

@@ -75,6 +75,25 @@ func TestRestoreUnannounced(t *testing.T) {
 	r.is(t, Status{State: Running, Generation: 3})
 }
 
+// TestReseed checks when random numbers are made new: before a restored guest
+// does anything, and once when a prepared one comes back in another way.
+func TestReseed(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Reseed = func() { r.j.add("reseed") }
+	r.Return(true)
+	r.Restore(t.Context(), false)
+	r.did(t)
+	r.Restore(t.Context(), true)
+	r.did(t, "reseed", "drop all=true")
+	r.Prepare(Freeze{})
+	r.j.take()
+	r.Return(true)
+	r.Return(true)
+	r.did(t, append([]string{"reseed"}, returnSteps...)...)
+	r.Restore(t.Context(), false)
+	r.did(t, "reseed", "drop all=false")
+}
+
 // TestPartFails checks that a part which does not come to rest holds nothing up
 // and is resumed like the others.
 func TestPartFails(t *testing.T) {

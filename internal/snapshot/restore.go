@@ -12,6 +12,9 @@ func (c *Coordinator) Return(workload bool) {
 	}
 	c.turn.Lock()
 	defer c.turn.Unlock()
+	if c.Status().State == Prepared {
+		c.reseed() // nobody may ever call Restore
+	}
 	c.resume()
 	if workload {
 		c.thaw()
@@ -36,6 +39,7 @@ func (c *Coordinator) Restore(keep context.Context, jumped bool) bool {
 	generation := c.generation
 	c.mu.Unlock()
 	if restored {
+		c.reseed()
 		c.cfg.Log.Info("restored from a snapshot", "generation", generation, "announced", pending)
 		if _, conns := c.all(); conns != nil {
 			conns.Drop(keep, !pending, ErrRestored)
@@ -60,4 +64,11 @@ func (c *Coordinator) resume() {
 		part.Resume()
 	}
 	c.move(Running)
+}
+
+// reseed comes before anything that may want a random number.
+func (c *Coordinator) reseed() {
+	if c.cfg.Reseed != nil {
+		c.cfg.Reseed()
+	}
 }
