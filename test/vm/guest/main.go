@@ -38,6 +38,7 @@ var parts = map[string]func(args []string) error{
 	"spin":     spin,
 	"bomb":     bomb,
 	"call":     call,
+	"random":   random,
 	"env":      func(args []string) error { _, err := fmt.Println(os.Getenv(args[0])); return err },
 }
 
@@ -280,5 +281,15 @@ func call(args []string) error {
 		return err
 	}
 	_, err = io.Copy(os.Stdout, conn)
+	return err
+}
+
+// random prints random bytes of the kernel's.
+func random([]string) error {
+	var b [32]byte
+	if _, err := unix.Getrandom(b[:], 0); err != nil {
+		return err
+	}
+	_, err := fmt.Printf("%x\n", b)
 	return err
 }
