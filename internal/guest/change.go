@@ -64,7 +64,7 @@ func (m *Machine) Apply(ctx context.Context, c *Change) (by time.Duration, err e
 		path := filepath.Join(m.Root, "etc/hosts")
 		err := os.MkdirAll(filepath.Dir(path), 0o755)
 		if err == nil {
-			err = edit(path, 0o644, func(text []byte) []byte { return setHost(text, eventsHost, c.Events) })
+			err = edit(path, func(text []byte) []byte { return setEvents(text, c.Events) })
 		}
 		if err != nil {
 			return 0, fmt.Errorf("name the collector of events: %w", err)

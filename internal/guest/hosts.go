@@ -10,15 +10,15 @@ import (
 // eventsHost is the name of the host's collector of events inside the guest.
 const eventsHost = "events.wrenn.local"
 
-// setHost makes name stand for ip alone in the text of a hosts(5) file: in
+// setEvents makes eventsHost stand for ip alone in the text of a hosts(5) file: in
 // place of an earlier line for it, or at the end. Every other line stays byte
 // for byte; a line that has other names beside it keeps those.
-func setHost(text []byte, name string, ip netip.Addr) []byte {
-	entry := ip.String() + "\t" + name + "\n"
+func setEvents(text []byte, ip netip.Addr) []byte {
+	entry := ip.String() + "\t" + eventsHost + "\n"
 	placed := false
 	var out bytes.Buffer
 	for line := range strings.Lines(string(text)) {
-		rest, mine := withoutHost(line, name)
+		rest, mine := withoutHost(line, eventsHost)
 		if mine && rest == "" && !placed {
 			rest, placed = entry, true
 		}

@@ -19,7 +19,7 @@ var eventsIP = netip.MustParseAddr("10.11.12.13")
 
 const eventsLine = "10.11.12.13\tevents.wrenn.local\n"
 
-func TestSetHost(t *testing.T) {
+func TestSetEvents(t *testing.T) {
 	for _, row := range []struct{ name, before, after string }{
 		{"empty", "", eventsLine},
 		{"appended", "127.0.0.1 localhost\n", "127.0.0.1 localhost\n" + eventsLine},
@@ -35,19 +35,19 @@ func TestSetHost(t *testing.T) {
 		{"odd bytes", "\x00\xff\r\n \n\t# \n", "\x00\xff\r\n \n\t# \n" + eventsLine},
 		{"carriage return", "1.2.3.4 events.wrenn.local\r\n", eventsLine},
 	} {
-		if got := setHost([]byte(row.before), eventsHost, eventsIP); string(got) != row.after {
+		if got := setEvents([]byte(row.before), eventsIP); string(got) != row.after {
 			t.Errorf("%s: %q, want %q", row.name, got, row.after)
 		}
 	}
 }
 
-func FuzzSetHost(f *testing.F) {
+func FuzzSetEvents(f *testing.F) {
 	for _, s := range []string{"", "127.0.0.1 localhost", "1.2.3.4 a events.wrenn.local b # c", "x\r\n\x00 y\n#events.wrenn.local"} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		got := setHost(text, eventsHost, eventsIP)
-		if again := setHost(got, eventsHost, eventsIP); !bytes.Equal(again, got) {
+		got := setEvents(text, eventsIP)
+		if again := setEvents(got, eventsIP); !bytes.Equal(again, got) {
 			t.Errorf("%q: then %q, then %q", text, got, again)
 		}
 		ours := 0
@@ -86,7 +86,7 @@ func TestEditKeepsModeAndOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer old.Close()
-	if err := edit(path, 0o644, appendX); err != nil {
+	if err := edit(path, appendX); err != nil {
 		t.Fatal(err)
 	}
 	var st unix.Stat_t
@@ -118,7 +118,7 @@ func alone(t *testing.T, path string) {
 
 func TestEditMissingFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hosts")
-	if err := edit(path, 0o644, appendX); err != nil {
+	if err := edit(path, appendX); err != nil {
 		t.Fatal(err)
 	}
 	check(t, path, "x")
@@ -134,7 +134,7 @@ func TestEditThroughSymlink(t *testing.T) {
 	if err := os.Symlink("real", link); err != nil {
 		t.Fatal(err)
 	}
-	if err := edit(link, 0o644, appendX); err != nil {
+	if err := edit(link, appendX); err != nil {
 		t.Fatal(err)
 	}
 	check(t, filepath.Join(dir, "real"), "ax")
@@ -147,16 +147,16 @@ func TestEditUnchangedWritesNothing(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "hosts")
 	write(t, path, "a")
 	before := stampOf(path)
-	if err := edit(path, 0o644, func(b []byte) []byte { return b }); err != nil || stampOf(path) != before {
+	if err := edit(path, func(b []byte) []byte { return b }); err != nil || stampOf(path) != before {
 		t.Errorf("written without a change: %v", err)
 	}
 }
 
 func TestEditDirectory(t *testing.T) {
-	if err := edit(t.TempDir(), 0o644, appendX); !errors.Is(err, unix.EISDIR) {
+	if err := edit(t.TempDir(), appendX); !errors.Is(err, unix.EISDIR) {
 		t.Errorf("editing a directory: %v", err)
 	}
-	if err := edit(filepath.Join(t.TempDir(), "missing", "hosts"), 0o644, appendX); !errors.Is(err, fs.ErrNotExist) {
+	if err := edit(filepath.Join(t.TempDir(), "missing", "hosts"), appendX); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("editing in no directory: %v", err)
 	}
 }
@@ -170,7 +170,7 @@ func TestEditBindMount(t *testing.T) {
 			os.WriteFile(source, []byte("a rather long line\n"), 0o600),
 			os.WriteFile(path, nil, 0o644),
 			unix.Mount(source, path, "", unix.MS_BIND, ""),
-			edit(path, 0o644, func([]byte) []byte { return []byte("short\n") }))
+			edit(path, func([]byte) []byte { return []byte("short\n") }))
 		if err != nil {
 			return err
 		}
@@ -214,7 +214,7 @@ func TestEditFullDisk(t *testing.T) {
 		if err := os.WriteFile(path, []byte("kept\n"), 0o644); err != nil {
 			return err
 		}
-		err := edit(path, 0o644, func(b []byte) []byte { return append(b, make([]byte, 64<<10)...) })
+		err := edit(path, func(b []byte) []byte { return append(b, make([]byte, 64<<10)...) })
 		if !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("on a full disk: %v", err)
 		}

@@ -65,7 +65,7 @@ func writeFacts(root string, facts map[string]string) error {
 			return fmt.Errorf("write identity: %w", err)
 		}
 		for word, value := range facts {
-			if err := renameInto(filepath.Join(dir, "."+d.prefix+word), 0o644, []byte(value)); err != nil {
+			if err := renameInto(filepath.Join(dir, "."+d.prefix+word), []byte(value)); err != nil {
 				return fmt.Errorf("write identity: %w", err)
 			}
 		}

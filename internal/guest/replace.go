@@ -13,8 +13,8 @@ import (
 
 // edit replaces the content of the file at path, or of what it leads to as a
 // symbolic link, with what change makes of it. A missing file is empty and
-// comes to be with perm. Nothing is written when nothing changes.
-func edit(path string, perm fs.FileMode, change func([]byte) []byte) error {
+// comes to be, readable by all. Nothing is written when nothing changes.
+func edit(path string, change func([]byte) []byte) error {
 	if to, err := filepath.EvalSymlinks(path); err == nil {
 		path = to
 	}
@@ -26,15 +26,15 @@ func edit(path string, perm fs.FileMode, change func([]byte) []byte) error {
 	if err == nil && bytes.Equal(changed, old) {
 		return nil
 	}
-	return replace(path, perm, changed)
+	return replace(path, changed)
 }
 
 // replace gives the file at path new content, and keeps its mode and owner.
 // Readers see the old content or the new, never a mixture, but where the file
 // cannot be replaced by another, as one that is a mount of its own: there it
 // is written over.
-func replace(path string, perm fs.FileMode, content []byte) error {
-	err := renameInto(path, perm, content)
+func replace(path string, content []byte) error {
+	err := renameInto(path, content)
 	// A full disk would leave half of it.
 	if err == nil || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return err
@@ -54,7 +54,7 @@ func replace(path string, perm fs.FileMode, content []byte) error {
 }
 
 // renameInto writes a file beside path and renames it to path.
-func renameInto(path string, perm fs.FileMode, content []byte) (err error) {
+func renameInto(path string, content []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".envd-*")
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
@@ -66,6 +66,7 @@ func renameInto(path string, perm fs.FileMode, content []byte) (err error) {
 			err = fmt.Errorf("replace %s: %w", path, err)
 		}
 	}()
+	perm := fs.FileMode(0o644)
 	var st unix.Stat_t
 	if unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG {
 		perm = fs.FileMode(st.Mode & 0o777)

@@ -93,7 +93,7 @@ func trust(root string, certs Bundle) error {
 			continue
 		}
 		found = true
-		err := edit(path, 0o644, func(b []byte) []byte { return setBlock(b, text) })
+		err := edit(path, func(b []byte) []byte { return setBlock(b, text) })
 		if err != nil {
 			return fmt.Errorf("install certificates: %w", err)
 		}
@@ -102,7 +102,7 @@ func trust(root string, certs Bundle) error {
 		path := filepath.Join(root, bundleFiles[0])
 		err := os.MkdirAll(filepath.Dir(path), 0o755)
 		if err == nil {
-			err = edit(path, 0o644, func([]byte) []byte { return setBlock(nil, text) })
+			err = edit(path, func([]byte) []byte { return setBlock(nil, text) })
 		}
 		if err != nil {
 			return fmt.Errorf("install certificates: %w", err)
@@ -175,7 +175,7 @@ func syncFiles(dir string, wanted map[string][]byte) error {
 				continue
 			}
 		}
-		if err := renameInto(path, 0o644, content); err != nil {
+		if err := renameInto(path, content); err != nil {
 			return err
 		}
 	}

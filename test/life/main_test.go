@@ -153,7 +153,7 @@ func (p *place) ip(t *testing.T, args string) {
 func (p *place) dial(network, addr string) (c net.Conn, err error) {
 	p.do(func() {
 		d := net.Dialer{Timeout: limit}
-		c, err = d.Dial(network, addr) //nolint:noctx // has a limit
+		c, err = d.Dial(network, addr)
 	})
 	return c, err
 }

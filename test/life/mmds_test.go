@@ -27,7 +27,7 @@ func serveMMDS(t *testing.T, host *place) *fakeMMDS {
 	m := &fakeMMDS{}
 	var l net.Listener
 	var err error
-	host.do(func() { l, err = net.Listen("tcp", metadata+":80") }) //nolint:noctx // at once
+	host.do(func() { l, err = net.Listen("tcp", metadata+":80") })
 	if err != nil {
 		t.Fatal(err)
 	}
