@@ -3,8 +3,6 @@ package daemon
 import (
 	"context"
 	"log/slog"
-	"runtime"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -17,7 +15,7 @@ import (
 func snapshotConfig(g *ground, log *slog.Logger) snapshot.Config {
 	return snapshot.Config{
 		Sync:     func() error { return linux.SyncFilesystem("/") },
-		Shrink:   shrink,
+		Shrink:   trim,
 		Reseed:   func() { reseed(log) },
 		Workload: workload{g},
 		Log:      log,
@@ -60,13 +58,6 @@ func (p paused) Quiesce(context.Context) error {
 }
 
 func (p paused) Resume() { p.part.Resume() }
-
-// shrink makes the heap as small as it gets. Pools keep what they hold through
-// one collection; FreeOSMemory does another.
-func shrink() {
-	runtime.GC()
-	debug.FreeOSMemory()
-}
 
 // reseed has the kernel begin a new sequence of random numbers. A clone
 // continues the one it was saved with, and would draw the same as its siblings

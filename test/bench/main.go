@@ -29,6 +29,7 @@ var figures = []figure{
 	{"idlecpu", idleCPU},
 	{"memory", idleMemory},
 	{"memory-h2", idleMemoryH2},
+	{"snapshot", snapshots},
 	{"ports", forwardedPorts},
 	{"files", fileSpeed},
 	{"small-files", smallFiles},
