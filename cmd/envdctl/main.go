@@ -20,6 +20,13 @@ commands:
   ps [-a]                    list processes; -a: also those that ended lately
   attach PID|TAG             follow a process from the oldest output kept
   kill [-s N] PID|TAG        send a signal; 9, the default, takes the whole tree
+  ls [-depth N] [PATH]       list a directory, by default the working directory
+  stat [PATH]                what is at a path, with its metadata
+  mkdir PATH                 make a directory and its parents
+  mv SOURCE DESTINATION      rename, also between file systems
+  rm PATH                    remove, with everything below
+  watch [-r] [-network] [PATH]
+                             print what changes in a directory; -r: and below
   snapshot [-prepare] [-freeze]
                              the guest's state and generation; -prepare: bring it
                              to rest for a freeze; -freeze: its commands as well
@@ -67,6 +74,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	}
 	commands := map[string]func(context.Context, []string) (int, error){
 		"health": a.health, "exec": a.exec, "ps": a.ps, "attach": a.attach, "kill": a.kill,
+		"ls": a.ls, "stat": a.stat, "mkdir": a.mkdir, "mv": a.mv, "rm": a.rm, "watch": a.watch,
 		"snapshot": a.snapshot,
 		"init":     a.init, "envs": a.envs,
 	}
