@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	// maxInitBody bounds what POST /init reads, in bytes. What is large in it is
-	// a bundle of certificates: those of a whole system are 220 KiB.
-	maxInitBody = 8 << 20
+	// maxInitBody bounds what POST /init reads, in bytes, before it knows who
+	// calls. What is large in it is a bundle of certificates: those of a whole
+	// system are 220 KiB.
+	maxInitBody = 1 << 20
 	// jumpSize is the step of the clock that only a restore explains, from the
 	// wire contract.
 	jumpSize = time.Second
@@ -130,11 +131,10 @@ func (s *initService) run(ctx context.Context, token string, change *guest.Chang
 			s.newest = change.Time
 		}
 	}
-	restored := another || by.Abs() > jumpSize
 	if s.Restorer != nil {
-		restored = s.Restorer.Restore(ctx, restored)
+		s.Restorer.Restore(ctx, another || by.Abs() > jumpSize)
 	}
-	if idErr != nil && restored {
+	if idErr != nil { // it may be another by now
 		s.Identities.Again()
 	}
 	return nil
