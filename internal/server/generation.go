@@ -68,11 +68,11 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // Close is net/http's: see registry.sparing.
 func (c *conn) Close() error {
-	c.timer.Stop()
 	if c.registry != nil && c.registry.sparing.Load() {
 		c.spared.Store(true)
 		return nil
 	}
+	c.timer.Stop()
 	return c.socket.Close() //nolint:wrapcheck // net/http looks at it
 }
 
