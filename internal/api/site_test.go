@@ -252,3 +252,26 @@ func mounted(t testing.TB, args ...string) string {
 	must(t, os.Chown(dir, aliceUID, aliceGID))
 	return dir
 }
+
+// ext4 mounts a new ext4 filesystem of size bytes.
+func ext4(t testing.TB, size int64, mkfs ...string) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "image")
+	writeFile(t, image, "")
+	must(t, os.Truncate(image, size))
+	command(t, "mkfs.ext4", append(append([]string{"-q", "-F"}, mkfs...), image)...)
+	dir := mounted(t, "-o", "loop", image)
+	must(t, os.Remove(filepath.Join(dir, "lost+found")))
+	return dir
+}
+
+// running starts a program, which stop ends.
+func running(t testing.TB, name string, args ...string) (stop func()) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	must(t, cmd.Start())
+	return func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+}
