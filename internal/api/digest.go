@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"hash"
 	"io"
 	"net/http"
 	"net/textproto"
 	"strings"
-
-	"github.com/wrenn/envd/internal/filesystem"
 )
+
+// errDigest is contents that are not those the client announced.
+var errDigest = errors.New("contents do not match the digest")
 
 // digestHeaders are of the same bytes in a request that brings a whole file
 // (RFC 9530).
@@ -28,7 +30,7 @@ func digestIn[H http.Header | textproto.MIMEHeader](h H) ([]byte, error) {
 				return nil, badRequest("%s %q: %w", name, value, err)
 			}
 			if sum != nil && found != nil && !bytes.Equal(sum, found) {
-				return nil, badRequest("%w: the digests sent differ among themselves", filesystem.ErrDigestMismatch)
+				return nil, badRequest("%w: the digests sent differ among themselves", errDigest)
 			}
 			if found != nil {
 				sum = found
@@ -81,7 +83,7 @@ func (d *digester) Read(p []byte) (int, error) {
 	n, err := d.ReadCloser.Read(p)
 	d.hash.Write(p[:n])
 	if err == io.EOF && !bytes.Equal(d.hash.Sum(nil), d.want) {
-		err = filesystem.ErrDigestMismatch
+		err = errDigest
 	}
 	return n, err //nolint:wrapcheck // readers compare it
 }

@@ -76,7 +76,7 @@ var statuses = []struct {
 	{filesystem.ErrIsDirectory, http.StatusBadRequest},
 	{filesystem.ErrNotDirectory, http.StatusBadRequest},
 	{filesystem.ErrNotRegular, http.StatusBadRequest},
-	{filesystem.ErrDigestMismatch, http.StatusBadRequest},
+	{errDigest, http.StatusBadRequest},
 	{filesystem.ErrArchive, http.StatusBadRequest},
 	{filesystem.ErrSource, http.StatusBadRequest},
 	{fs.ErrNotExist, http.StatusNotFound},

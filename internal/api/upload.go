@@ -123,7 +123,7 @@ type clientBody struct {
 func (b *clientBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.n += int64(n)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, filesystem.ErrDigestMismatch) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, errDigest) {
 		b.err = err
 	}
 	return n, err //nolint:wrapcheck // readers compare it

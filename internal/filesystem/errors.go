@@ -27,9 +27,6 @@ var (
 	// ErrOffsetPastEnd is a resumed write that would leave a hole.
 	ErrOffsetPastEnd = errors.New("offset lies past the end of the file")
 
-	// ErrDigestMismatch is contents that are not those the client announced.
-	ErrDigestMismatch = errors.New("contents do not match the digest")
-
 	// ErrSource is a source of contents that broke off; it comes with the
 	// source's own error.
 	ErrSource = errors.New("read contents")

@@ -25,10 +25,6 @@ type Upload struct {
 	// Atomic writes beside the target and renames, so that the file is seen
 	// whole, before or after, or not at all. It keeps mode and owner.
 	Atomic bool
-
-	// SHA256, if not nil, is what the contents must hash to before an atomic
-	// upload becomes visible.
-	SHA256 []byte
 }
 
 // Write makes src the contents of the file at path and describes the file. A
@@ -86,7 +82,7 @@ func (v *View) writeInPlace(path string, src io.Reader, u Upload) (Entry, error)
 // Resume writes src into the file at path from offset on, to continue an upload
 // that broke off. The file is made if it is missing. It may not be shorter than
 // offset: ErrOffsetPastEnd. What lies beyond the last byte written stays.
-// Metadata is replaced only where u has some; Atomic and SHA256 do not apply.
+// Metadata is replaced only where u has some; Atomic does not apply.
 func (v *View) Resume(path string, offset int64, src io.Reader, u Upload) (e Entry, err error) {
 	path, err = v.User.Resolve(path)
 	if err != nil {

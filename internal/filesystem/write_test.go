@@ -2,7 +2,6 @@ package filesystem
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -194,19 +193,6 @@ func TestWriteLargeFromEverySource(t *testing.T) {
 			must(t, err)
 			wantContents(t, filepath.Join(dir, name), string(want))
 		}
-	})
-}
-
-func TestWriteAtomicDigest(t *testing.T) {
-	modes(t, func(t *testing.T, v *View, dir string) {
-		sum := sha256.Sum256([]byte("contents"))
-		u := Upload{Size: -1, Atomic: true, SHA256: sum[:]}
-		_, err := v.Write("f", strings.NewReader("contents"), u)
-		must(t, err)
-		_, err = v.Write("f", strings.NewReader("other"), u)
-		wantErr(t, err, ErrDigestMismatch)
-		wantContents(t, filepath.Join(dir, "f"), "contents")
-		wantNames(t, dir, "f")
 	})
 }
 
