@@ -19,6 +19,9 @@ const (
 	lookPause = 3 * time.Millisecond
 	// restLooks bounds how often Rest looks.
 	restLooks = 4
+	// firstGrace is how long a connection may be open before its first request
+	// and not count as idle: the request is on its way.
+	firstGrace = 100 * time.Millisecond
 	// dropGrace is what requests on a dropped connection get to end, and their
 	// ends to be acknowledged by the peer.
 	dropGrace = 500 * time.Millisecond
@@ -28,6 +31,7 @@ const (
 type life struct {
 	registry *registry
 	born     uint64                  // registry.epoch when it was accepted
+	accepted time.Time
 	end      context.CancelCauseFunc // ends the contexts of its requests
 	state    atomic.Int32            // http.ConnState
 	spared   atomic.Bool             // a Close was left undone; see registry.sparing
@@ -79,7 +83,7 @@ func (c *conn) Close() error {
 // enter begins the life of a connection; net/http calls it before track.
 func (r *registry) enter(ctx context.Context, nc net.Conn) context.Context {
 	c := nc.(*conn)
-	c.registry = r
+	c.registry, c.accepted = r, time.Now()
 	ctx, c.end = context.WithCancelCause(withConn(ctx, nc))
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -116,28 +120,32 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// retire closes the connection when it carries no request: it is idle or new,
-// has been at the last look, and nothing came in between or waits to be read.
-// The caller holds registry.mu.
+// retire closes the connection when it carries no request: it is idle, or has
+// had none for firstGrace, was so at the last look, and nothing came in between
+// or waits to be read. The caller holds registry.mu.
 func (c *conn) retire() {
 	reads := c.reads.Load()
 	state := http.ConnState(c.state.Load())
-	idle := state == http.StateIdle || state == http.StateNew && reads == 0
-	rest := idle && c.idle && reads == c.seen
+	fresh := state == http.StateNew && reads == 0
+	idle := state == http.StateIdle || fresh
+	rest := idle && c.idle && reads == c.seen && (!fresh || time.Since(c.accepted) > firstGrace)
 	c.idle, c.seen = idle, reads
 	if rest && !c.readable() && c.reads.CompareAndSwap(reads, reads|refused) {
 		_ = c.socket.Close() // its goroutine notices
 	}
 }
 
-// look closes what is at rest, and tells whether to look again: for what may be
+// look closes what is at rest and older than the last Rest: a younger one is of
+// somebody who brings us back. It tells whether to look again, for what may be
 // at rest by then, or has been closed and is not gone.
 func (r *registry) look() (again bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for c := range r.all {
-		c.retire()
-		again = again || c.idle
+		if c.born < r.epoch {
+			c.retire()
+			again = again || c.idle
+		}
 	}
 	return again
 }
@@ -180,10 +188,11 @@ func (s *Server) Rest() {
 	r.sparing.Store(false)
 	for range restLooks {
 		if !r.look() {
-			break
+			return
 		}
 		time.Sleep(lookPause)
 	}
+	r.lookSoon() // for what may have a request on its way
 }
 
 // Wake ends Rest: connections are kept alive again.

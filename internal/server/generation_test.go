@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -330,4 +331,46 @@ func TestRestMeetsRequests(t *testing.T) {
 	}
 	close(stop)
 	clients.Wait()
+}
+
+// TestRestSparesFirstRequests checks that a connection which has just been made,
+// before Rest or after it, is not taken for idle while its first request is on
+// its way.
+func TestRestSparesFirstRequests(t *testing.T) {
+	leaktest.Check(t)
+	s := serve(t, newStream(), quiet())
+	connect := func() net.Conn {
+		conn, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		return conn
+	}
+	before := connect()
+	await(t, "the connection", func() bool { return s.open() == 1 })
+	s.Rest()
+	after := connect()
+	for name, conn := range map[string]net.Conn{"before": before, "after": after} {
+		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || !res.Close {
+			t.Errorf("%s: %v, %v", name, res, err)
+		}
+	}
+	// One that stays silent is closed if it is old, and left if it is not.
+	s.Wake()
+	silent := connect()
+	await(t, "the connection", func() bool { return s.open() == 1 })
+	s.Rest()
+	young := connect()
+	_ = silent.SetReadDeadline(time.Now().Add(limit))
+	if _, err := silent.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("silent since before: %v", err)
+	}
+	_ = young.SetReadDeadline(time.Now().Add(2 * firstGrace))
+	if _, err := young.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("silent since after: %v", err)
+	}
 }
