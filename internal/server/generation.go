@@ -30,7 +30,7 @@ const (
 // life is what a connection is judged by around a snapshot.
 type life struct {
 	registry *registry
-	born     uint64                  // registry.epoch when it was accepted
+	born     uint64 // registry.epoch when it was accepted
 	accepted time.Time
 	end      context.CancelCauseFunc // ends the contexts of its requests
 	state    atomic.Int32            // http.ConnState

@@ -53,6 +53,7 @@ type Report struct {
 func (c *Coordinator) Prepare(f Freeze) Report {
 	c.turn.Lock()
 	defer c.turn.Unlock()
+	began := time.Now()
 	from := c.move(Preparing)
 	c.mu.Lock()
 	c.pending = true
@@ -82,6 +83,8 @@ func (c *Coordinator) Prepare(f Freeze) Report {
 	}
 	c.cfg.Shrink()
 	c.move(Prepared)
+	c.cfg.Log.Info("prepared for a snapshot", "generation", report.Generation, "took", time.Since(began),
+		"synced", report.Synced, "workload", report.Outcome)
 	return report
 }
 

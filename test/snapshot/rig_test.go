@@ -76,9 +76,11 @@ type guest struct {
 
 var addressInLog = regexp.MustCompile(`address=\S*:(\d+)`)
 
-// boot starts a daemon that the test's end ends in order.
+// boot starts a daemon that the test's end ends in order. The test runs beside
+// others.
 func boot(t *testing.T, flags ...string) *guest {
 	t.Helper()
+	t.Parallel()
 	g := &guest{t: t, ended: make(chan struct{}), root: filepath.Join(hierarchy, fmt.Sprintf("envd-snapshot-%d-%s", os.Getpid(), t.Name()))}
 	if err := os.Mkdir(g.root, 0o755); err != nil {
 		t.Fatal(err)
@@ -89,6 +91,8 @@ func boot(t *testing.T, flags ...string) *guest {
 		}
 	})
 	g.cmd = exec.Command(program, append([]string{"--isnotfc", "--port", "0", "--cgroup-root", g.root}, flags...)...)
+	// At its end the race detector sleeps for a second, for nothing here.
+	g.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	r, err := g.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
