@@ -1,17 +1,13 @@
 package vm
 
 import (
-	"context"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	pb "github.com/wrenn/envd/gen/process"
 )
@@ -49,40 +45,6 @@ func TestBare(t *testing.T) {
 	})
 }
 
-// TestFatal checks that the host sees why the daemon died: the stack comes to
-// the console before the machine goes down, which it does by itself.
-func TestFatal(t *testing.T) {
-	needsRoot(t)
-	m := boot(t, image{initrd: env.bare, params: []string{modulesParam(bareModules...)}})
-	ctx, cancel := context.WithCancel(t.Context())
-	var wg sync.WaitGroup
-	wg.Go(func() { // without an end: it goes with the daemon
-		_, _ = m.run(ctx, request("/guest", "signal", strconv.Itoa(int(unix.SIGABRT)), "1"))
-	})
-	defer wg.Wait()
-	defer cancel()
-	for _, want := range []string{"SIGABRT: abort", "daemon.Run(", "Attempted to kill init!"} {
-		if err := m.console.wait(want, stepLimit); err != nil {
-			t.Error(err)
-		}
-	}
-	if how := m.ended(t); how != "guest-panic" && how != "guest-reset" {
-		t.Errorf("the machine ended by %q", how)
-	}
-}
-
-// TestDisk boots from an ext4 file system with little more on it than the
-// daemon, and wants it whole after the shutdown that a host asks for.
-func TestDisk(t *testing.T) {
-	needsRoot(t)
-	disk := makeDisk(t, 64, func(dir string) { install(t, dir, bareModules...) })
-	m := boot(t, image{disk: disk, params: []string{modulesParam(bareModules...), "envd.hostname=box"}})
-	t.Run("boot", func(t *testing.T) { checkBoot(t, m) })
-	t.Run("mounts", func(t *testing.T) { checkMounts(t, m, "/ ext4 rw") })
-	t.Run("names", func(t *testing.T) { checkNames(t, m, "box") })
-	t.Run("shutdown", func(t *testing.T) { checkShutdown(t, m, disk) })
-}
-
 // checkShutdown shuts the machine down while one program ignores SIGTERM and
 // another has just written a file.
 func checkShutdown(t *testing.T, m *machine, disk string) {
@@ -113,7 +75,8 @@ func checkShutdown(t *testing.T, m *machine, disk string) {
 
 // checkBoot wants a boot of which no step went wrong.
 func checkBoot(t *testing.T, m *machine) {
-	if log := m.console.String(); strings.Contains(log, "boot step did not work") || !strings.Contains(log, "envd is ready") {
+	must(t, m.console.wait("envd is ready", stepLimit))
+	if log := m.console.String(); strings.Contains(log, "boot step did not work") {
 		t.Errorf("the console says:\n%s", log)
 	}
 	if out := m.output(t, "/guest", "cat", "/proc/1/comm", "/proc/1/oom_score_adj"); out != "init\n100\n" {

@@ -19,10 +19,9 @@ func makeDisk(t testing.TB, sizeMiB int, fill func(dir string)) string {
 	return file
 }
 
-// install puts the daemon, the tests' program and modules into an image.
+// install puts the tests' program and modules into an image.
 func install(t testing.TB, dir string, modules ...string) {
 	t.Helper()
-	copyFile(t, env.envd, filepath.Join(dir, "sbin/init"), 0o755)
 	copyFile(t, env.guest, filepath.Join(dir, "guest"), 0o755)
 	files, err := env.kernel.closure(modules...)
 	must(t, err)

@@ -22,9 +22,9 @@ var cycles = flag.Int("cycles", 3, "snapshot and restore `cycles` of TestSoak")
 
 const (
 	// keep is how many quiet processes with output live through the soak.
-	keep = 6
+	keep = 4
 	// quietBytes is what each of them has printed: less than the daemon keeps.
-	quietBytes = 100_000
+	quietBytes = 50_000
 )
 
 // TestSoak freezes a busy machine, saves it, and restores it in another QEMU,
@@ -87,7 +87,7 @@ func (f *figures) cycle(t *testing.T, m *machine, w *work, n int) *machine {
 	f.ready = append(f.ready, time.Since(running))
 	m.waitIdentity(t, instance)
 	f.save, f.load, f.size = append(f.save, s.took), append(f.load, running.Sub(began)), append(f.size, s.size)
-	f.clock = append(f.clock, m.checkClock(t))
+	f.again += m.checkClock(t)
 	m.checkConnections(t)
 	w.progress(t)
 	w.away.Store(0)
@@ -117,21 +117,33 @@ func (m *machine) waitIdentity(t testing.TB, instance string) {
 	}
 }
 
-// checkClock wants the guest's clock to be right, and tells how far it is off
-// at least.
-func (m *machine) checkClock(t testing.TB) time.Duration {
+// checkClock wants the guest's clock to be right after /init. That is as exact
+// as the message was quick: a host that sees it take long sends another one, as
+// this does. It answers how often.
+func (m *machine) checkClock(t testing.TB) (more int) {
 	t.Helper()
-	const tolerance = 50 * time.Millisecond
+	const tolerance, most = 50 * time.Millisecond, 5
+	for {
+		off := m.clockOff(t)
+		if off <= tolerance {
+			return more
+		}
+		if more++; more > most {
+			t.Fatalf("the clock is off by %v", off)
+		}
+		m.init(t)
+	}
+}
+
+// clockOff tells how far the guest's clock is off at least.
+func (m *machine) clockOff(t testing.TB) time.Duration {
+	t.Helper()
 	before := time.Now()
 	out := m.output(t, "/guest", "clock")
 	after := time.Now()
 	nano, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
 	must(t, err)
-	off := max(0, before.Sub(time.Unix(0, nano)), time.Unix(0, nano).Sub(after))
-	if off > tolerance {
-		t.Errorf("the clock is off by %v", off)
-	}
-	return off
+	return max(0, before.Sub(time.Unix(0, nano)), time.Unix(0, nano).Sub(after))
 }
 
 // checkConnections wants the connections to nobody to be gone.
@@ -223,7 +235,7 @@ func (q quiet) end(t testing.TB, m *machine) {
 type figures struct {
 	save, load    []time.Duration // QEMU's
 	answer, ready []time.Duration // first answer, and /init done, after the restored machine runs
-	clock         []time.Duration // off, after /init
+	again         int             // calls of /init because one came too late to set the clock right
 	size          []int64         // of the snapshots, in bytes
 	memory        []int64         // anonymous, of init, after each cycle, in bytes
 }
@@ -233,8 +245,8 @@ func (f *figures) String() string {
 		return fmt.Sprintf("%d ms (%d at most)", median(list).Milliseconds(), slices.Max(list).Milliseconds())
 	}
 	mib := func(bytes int64) string { return fmt.Sprintf("%.1f MiB", float64(bytes)/(1<<20)) }
-	return fmt.Sprintf("save %s, load %s, then first answer %s, /init done %s, clock off by %s; snapshot %s; init anonymous %s, %s at most",
-		ms(f.save), ms(f.load), ms(f.answer), ms(f.ready), ms(f.clock), mib(median(f.size)), mib(median(f.memory)), mib(slices.Max(f.memory)))
+	return fmt.Sprintf("save %s, load %s, then first answer %s, /init done %s (%d repeated for the clock); snapshot %s; init anonymous %s, %s at most",
+		ms(f.save), ms(f.load), ms(f.answer), ms(f.ready), f.again, mib(median(f.size)), mib(median(f.memory)), mib(slices.Max(f.memory)))
 }
 
 // checkMemory wants the daemon to be no larger in the end than at first: the

@@ -46,10 +46,6 @@ const breath = 100 * time.Millisecond
 // streams is how many endless outputs are followed.
 const streams = 2
 
-// settle is how long after it was away the machine's earlier calls may still
-// come to their ends.
-const settle = 10 * time.Second
-
 func startWork(t testing.TB, m *machine) *work {
 	ctx, stop := context.WithCancel(context.Background())
 	w := &work{m: m, stop: stop}
@@ -69,7 +65,7 @@ func startWork(t testing.TB, m *machine) *work {
 func (w *work) loop(ctx context.Context, call func(context.Context) error) {
 	for ctx.Err() == nil {
 		away := w.away.Load()
-		ctx, cancel := context.WithTimeout(ctx, settle)
+		ctx, cancel := context.WithTimeout(ctx, stepLimit)
 		err := call(ctx)
 		cancel()
 		if err == nil {
