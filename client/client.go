@@ -4,7 +4,7 @@
 // nothing to close. Process and Filesystem are the generated RPC clients, with
 // authentication applied; Command, on top of them, runs a program and survives
 // broken connections: it follows the output by offset, so that every byte comes
-// once.
+// once. Upload and Download do the same for files.
 package client
 
 import (

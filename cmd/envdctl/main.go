@@ -25,6 +25,10 @@ commands:
   mkdir PATH                 make a directory and its parents
   mv SOURCE DESTINATION      rename, also between file systems
   rm PATH                    remove, with everything below
+  cat PATH…                  print files
+  cp [-atomic] FILE :PATH    copy a file into the guest, or :PATH FILE out of it
+  pack [-z|-zstd] PATH       write a directory as a tar archive to standard output
+  unpack [-z|-zstd] PATH     make what a tar archive on standard input holds
   watch [-r] [-network] [PATH]
                              print what changes in a directory; -r: and below
   snapshot [-prepare] [-freeze]
@@ -75,6 +79,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	commands := map[string]func(context.Context, []string) (int, error){
 		"health": a.health, "exec": a.exec, "ps": a.ps, "attach": a.attach, "kill": a.kill,
 		"ls": a.ls, "stat": a.stat, "mkdir": a.mkdir, "mv": a.mv, "rm": a.rm, "watch": a.watch,
+		"cat": a.cat, "cp": a.cp, "pack": a.pack, "unpack": a.unpack,
 		"snapshot": a.snapshot,
 		"init":     a.init, "envs": a.envs,
 	}
