@@ -57,6 +57,29 @@ func TestTrimmer(t *testing.T) {
 			t.Fatalf("%d MiB are still taken, of %d at most", anonymous(t)>>20, full>>20)
 		}
 	}
+	// At rest it does nothing, and afterwards what it left undone.
+	if err := trimmer.Quiesce(ctx); err != nil {
+		t.Error(err)
+	}
+	burst = make([]byte, size)
+	for i := range burst {
+		burst[i] = 1
+	}
+	runtime.KeepAlive(burst)
+	full = anonymous(t)
+	burst = nil //nolint:ineffassign,wastedassign // the collector may have it
+	trimmer.touch()
+	for end := time.Now().Add(2 * quiet); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if anonymous(t) < full-size/2 {
+			t.Fatal("memory was given back at rest")
+		}
+	}
+	trimmer.Resume()
+	for end := time.Now().Add(limit); anonymous(t) > full-size/2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d MiB are still taken after the rest, of %d at most", anonymous(t)>>20, full>>20)
+		}
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -119,6 +119,13 @@ func (p *tap) check(chunks []Chunk) {
 func (p *tap) take(maxChunk int) (read int, err error) {
 	p.t.Helper()
 	p.check(p.held)
+	want := p.next
+	if p.fresh && p.asked != Now {
+		want = p.asked
+	}
+	if got := p.c.Offset(); got != want {
+		p.t.Fatalf("the cursor says it is at %d, not %d", got, want)
+	}
 	b, err := p.c.Take(maxChunk)
 	p.held = b.Chunks
 	if err != nil {

@@ -145,6 +145,29 @@ func TestRetention(t *testing.T) {
 	})
 }
 
+// At rest for a snapshot nothing is forgotten, and afterwards what is due is.
+func TestQuiesceKeepsEnded(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Retain = 50 * time.Millisecond
+	bothModesWith(t, cfg, func(t *testing.T, r *rig) {
+		long, rd := r.start(shell("sleep 100"))
+		rd.close()
+		for range 2 { // one ends before, one meanwhile
+			r.run(shell("exit 0"))
+			must(t, r.table.Quiesce(t.Context()))
+		}
+		before := len(r.table.List(true))
+		// What is timed otherwise goes on: it shows that time passes.
+		long.KillAfter(4 * cfg.Retain)
+		eventually(t, "the kill", func() bool { return long.Exit() != nil })
+		if after := r.table.List(true); len(after) != before || before < 2 {
+			t.Errorf("%d processes are known, then %d", before, len(after))
+		}
+		r.table.Resume()
+		eventually(t, "the processes to be forgotten", func() bool { return len(r.table.List(true)) == 0 })
+	})
+}
+
 // Close ends everything: what obeys SIGTERM, what ignores it, what is stopped,
 // what the leaders left, and attached readers get their ends.
 func TestCloseEndsEverything(t *testing.T) {
