@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -25,6 +26,9 @@ type namespace struct {
 // newNamespace makes one that ends with the test. It has loopback only.
 func newNamespace(t *testing.T) *namespace {
 	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("takes root")
+	}
 	n := &namespace{work: make(chan func())}
 	ready := make(chan error)
 	go func() {
@@ -91,7 +95,10 @@ func TestIngressInterface(t *testing.T) {
 	host.ip(t, "addr add 10.0.0.1/24 dev out")
 	host.ip(t, "addr add fd00::1/64 dev out nodad")
 	host.ip(t, "link set out up")
+	guest.ip(t, "addr add fe80::2/64 dev eth0 nodad")
+	host.ip(t, "addr add fe80::1/64 dev out nodad")
 	lo, eth0 := guest.index(t, "lo"), guest.index(t, "eth0")
+	linkLocal := fmt.Sprintf("fe80::2%%%d", host.index(t, "out"))
 	for _, listen := range []string{"tcp", "tcp4", "tcp6"} {
 		var l net.Listener
 		guest.do(func() {
@@ -120,6 +127,7 @@ func TestIngressInterface(t *testing.T) {
 			{guest, "fd00::2", eth0},
 			{host, "10.0.0.2", eth0},
 			{host, "fd00::2", eth0},
+			{host, linkLocal, eth0},
 		} {
 			if six := strings.Contains(row.addr, ":"); listen == "tcp4" && six || listen == "tcp6" && !six {
 				continue

@@ -84,15 +84,18 @@ func checkBoot(t *testing.T, m *machine) {
 	}
 }
 
-// checkListeners calls by vsock and by a unix socket, from inside: what is for
-// the host alone is refused there.
+// checkListeners calls by vsock, by a unix socket and by the addresses of the
+// machine, that of its network card included, from inside: what is for the host
+// alone is refused there.
 func checkListeners(t *testing.T, m *machine) {
-	for _, by := range [][]string{{"vsock", "1024"}, {"unix", "/run/envd.sock"}} {
+	for _, by := range [][]string{
+		{"vsock", "1024"}, {"unix", "/run/envd.sock"}, {"tcp", "127.0.0.1:49983"}, {"tcp", "[::1]:49983"}, {"tcp", guestIP + ":49983"},
+	} {
 		call := append([]string{"/guest", "call"}, by...)
 		if out := m.output(t, append(call, "GET /health")...); !strings.HasPrefix(out, "HTTP/1.1 200 OK") || !strings.Contains(out, `"version"`) {
 			t.Errorf("health by %s: %s", by, out)
 		}
-		for _, path := range []string{"/shutdown", "/snapshot/prepare"} {
+		for _, path := range []string{"/init", "/shutdown", "/snapshot/prepare"} {
 			if out := m.output(t, append(call, "POST "+path)...); !strings.HasPrefix(out, "HTTP/1.1 403") {
 				t.Errorf("%s by %s: %s", path, by, out)
 			}

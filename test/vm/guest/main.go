@@ -256,32 +256,39 @@ func bomb([]string) error {
 	}
 }
 
-// call sends a request without a body to the daemon, by vsock or by a unix
-// socket, and prints the answer.
+// call sends a request without a body to the daemon, by TCP, by vsock or by a
+// unix socket, and prints the answer.
 func call(args []string) error {
 	network, addr, request := args[0], args[1], args[2]
-	fd, err := unix.Socket(map[string]int{"vsock": unix.AF_VSOCK, "unix": unix.AF_UNIX}[network], unix.SOCK_STREAM, 0)
+	conn, err := dial(network, addr)
 	if err != nil {
-		return err
-	}
-	var to unix.Sockaddr = &unix.SockaddrUnix{Name: addr}
-	if network == "vsock" {
-		port, err := strconv.ParseUint(addr, 10, 32)
-		if err != nil {
-			return err
-		}
-		to = &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: uint32(port)}
-	}
-	if err := unix.Connect(fd, to); err != nil {
 		return fmt.Errorf("connect by %s to %s: %w", network, addr, err)
 	}
-	conn := os.NewFile(uintptr(fd), network)
 	defer conn.Close()
 	if _, err := fmt.Fprintf(conn, "%s HTTP/1.1\r\nHost: daemon\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", request); err != nil {
 		return err
 	}
 	_, err = io.Copy(os.Stdout, conn)
 	return err
+}
+
+func dial(network, addr string) (io.ReadWriteCloser, error) {
+	if network != "vsock" {
+		return net.Dial(network, addr)
+	}
+	port, err := strconv.ParseUint(addr, 10, 32)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrVM{CID: unix.VMADDR_CID_LOCAL, Port: uint32(port)}); err != nil {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), network), nil
 }
 
 // random prints random bytes of the kernel's.
