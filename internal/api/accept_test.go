@@ -21,7 +21,7 @@ func TestPrefers(t *testing.T) {
 		{[]string{"application/json;q=0, */*"}, stream},
 		{[]string{"text/html"}, json},
 		{[]string{"/;;,=,text/event-stream"}, stream},
-		{[]string{"text/event-stream;q=x"}, stream},
+		{[]string{"text/event-stream;q=x"}, json}, // no weight at all
 	} {
 		if got := prefers(tc.accept, json, stream); got != tc.want {
 			t.Errorf("%q: %s, want %s", tc.accept, got, tc.want)

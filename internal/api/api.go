@@ -20,6 +20,7 @@ import (
 	"github.com/wrenn/envd/gen/filesystem/filesystemconnect"
 	"github.com/wrenn/envd/gen/process/processconnect"
 	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/metrics"
 	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
 	"github.com/wrenn/envd/internal/snapshot"
@@ -35,7 +36,11 @@ type Config struct {
 	Accounts  *guest.Accounts
 	Processes *process.Table
 	// Ports is nil where the kernel does not tell of them.
-	Ports    *ports.Forwarder
+	Ports *ports.Forwarder
+	// Usage remembers the use of the processor for GET /metrics.
+	Usage *metrics.Usage
+	// Figures, when not nil, adds those of parts that the handlers do not use.
+	Figures  func(*metrics.Text)
 	Watchers *Watchers
 	// Snapshot is nil for a guest that knows no snapshots.
 	Snapshot *snapshot.Coordinator
@@ -84,7 +89,9 @@ func New(cfg Config) *Handler {
 		// Requests may be compressed; responses are not: output is sent the
 		// moment it is there, and one core cannot compress as fast as it comes.
 		connect.WithCompressMinBytes(math.MaxInt),
+		connect.WithInterceptors(outcomes{}),
 	)
+	counts := newCalls()
 	rpc := connect.WithHandlerOptions(common, connect.WithRequestGate(userGate(cfg.Settings, cfg.Accounts)))
 	services := []string{processconnect.ProcessName, filesystemconnect.FilesystemName}
 
@@ -93,6 +100,7 @@ func New(cfg Config) *Handler {
 	cfg.mountSnapshot(mux)
 	mux.HandleFunc("GET /envs", cfg.envs)
 	mux.Handle("POST /init", cfg.hostOnly(newInitService(cfg)))
+	mux.Handle("GET /metrics", cfg.metrics(counts))
 	mux.Handle("GET /ports", listPorts(cfg.Ports))
 	mux.Handle("POST /shutdown", cfg.hostOnly(http.HandlerFunc(cfg.shutdown)))
 	(&fileTransfer{cfg}).route(mux)
@@ -100,7 +108,7 @@ func New(cfg Config) *Handler {
 	mount := func(service string, build func() (string, http.Handler)) (made func() http.Handler) {
 		made = sync.OnceValue(func() http.Handler {
 			_, h := build()
-			return rpcOnly(batched(h, cfg.Cork))
+			return rpcOnly(batched(h, cfg.Cork, counts))
 		})
 		mux.HandleFunc("/"+service+"/", func(w http.ResponseWriter, r *http.Request) { made().ServeHTTP(w, r) })
 		return made

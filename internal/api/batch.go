@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"connectrpc.com/connect"
 )
 
 // flushAt is how much a held response gathers before it is written all the
@@ -28,6 +30,11 @@ type batch struct {
 	buf  *[]byte    // pooled; nil when nothing is gathered
 	err  error      // of a write; later ones fail alike
 
+	calls  *calls // may be nil
+	ended  bool   // a handler has, with code
+	code   connect.Code
+	status int // of the response; 0 while it has not begun
+
 	mu       sync.Mutex
 	finished bool // guarded by mu; the handler has returned
 }
@@ -37,9 +44,11 @@ var batchBuffers = sync.Pool{New: func() any { return new([]byte) }}
 type batchKey struct{}
 
 // batched lets the handlers below next find their batch in the context.
-func batched(next http.Handler, cork func(context.Context, bool)) http.Handler {
+func batched(next http.Handler, cork func(context.Context, bool), counts *calls) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b := &batch{ResponseWriter: w, cork: func(bool) {}}
+		b := &batch{ResponseWriter: w, cork: func(bool) {}, calls: counts}
+		end := counts.begin(r.URL.Path)
+		defer func() { end(b.outcome()) }()
 		if cork != nil && r.ProtoMajor == 1 { // HTTP/2 shares its connection
 			b.cork = func(on bool) { cork(r.Context(), on) }
 		}
@@ -52,6 +61,12 @@ func batchFrom(ctx context.Context) *batch { return ctx.Value(batchKey{}).(*batc
 
 // Unwrap is for http.ResponseController.
 func (b *batch) Unwrap() http.ResponseWriter { return b.ResponseWriter }
+
+// WriteHeader notes the status.
+func (b *batch) WriteHeader(status int) {
+	b.status = status
+	b.ResponseWriter.WriteHeader(status)
+}
 
 func (b *batch) Write(p []byte) (int, error) {
 	if err := b.gather(func(buf []byte) []byte { return append(buf, p...) }); err != nil {

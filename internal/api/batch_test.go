@@ -140,7 +140,7 @@ func TestBatchInterrupt(t *testing.T) {
 				}
 				b.Flush()
 			}
-		}), nil))
+		}), nil, nil))
 		p := new(http.Protocols)
 		p.SetHTTP1(!h2)
 		p.SetUnencryptedHTTP2(h2)

@@ -72,6 +72,7 @@ func (f *follower) run(ctx context.Context) error {
 		}
 		b, err := f.cursor.Take(f.maxChunk())
 		if err != nil {
+			out.calls.readerCutOff()
 			// The end of the stream, too, has to find room on the way.
 			time.AfterFunc(cutOffGrace, out.interrupt)
 			return err

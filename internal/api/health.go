@@ -7,7 +7,6 @@ import (
 
 // features names what we have beyond the shared wire contract.
 var features = []string{
-	"ports",                     // GET /ports, also as an event stream
 	"machine.shutdown",          // POST /shutdown
 	"files.archives",            // directories as tar archives, both ways
 	"files.atomic",              // POST /files with atomic=true, Repr-Digest and Content-Digest
@@ -15,6 +14,8 @@ var features = []string{
 	"files.zstd",                // downloads in zstd
 	"filesystem.rename_from",    // FilesystemEvent.from
 	"init.env_remove",           // null in envVars of POST /init
+	"metrics.text",              // GET /metrics for Prometheus, and as OpenMetrics
+	"ports",                     // GET /ports, also as an event stream
 	"process.end_event_details", // EndEvent output_open, oom_killed, usage
 	"process.kill_after",        // SendSignalRequest.kill_after_ms
 	"process.limits",            // StartRequest.limits

@@ -64,7 +64,12 @@ type accountKey struct{}
 // userGate finds the user that an RPC acts for, before its message is read:
 // the name in HTTP Basic authentication, without a password, or the default.
 func userGate(settings *guest.Store, accounts *guest.Accounts) connect.RequestGateFunc {
-	return func(ctx context.Context, _ connect.Spec, _ connect.Peer, h http.Header) (context.Context, error) {
+	return func(ctx context.Context, _ connect.Spec, _ connect.Peer, h http.Header) (_ context.Context, err error) {
+		defer func() {
+			if err != nil {
+				noteOutcome(ctx, err) // no handler will
+			}
+		}()
 		name, err := basicUser(h.Get("Authorization"))
 		if err != nil {
 			return nil, connect.NewError(connect.CodeUnauthenticated, err)

@@ -21,6 +21,7 @@ import (
 	"github.com/wrenn/envd/internal/api"
 	"github.com/wrenn/envd/internal/boot"
 	"github.com/wrenn/envd/internal/guest"
+	"github.com/wrenn/envd/internal/metrics"
 	"github.com/wrenn/envd/internal/mmds"
 	"github.com/wrenn/envd/internal/ports"
 	"github.com/wrenn/envd/internal/process"
@@ -120,7 +121,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 
 	watchers := watch.NewSet[*api.Watched]()
 	coordinator.Register(paused{watchers})
+	var srv *server.Server
+	usage := new(metrics.Usage)
 	wire := api.Config{
+		Usage: usage, Figures: func(t *metrics.Text) { figures(t, srv, reaper) },
 		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Watchers: watchers, Log: log,
 		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder, Snapshot: coordinator, Restorer: coordinator,
 		Machine: guest.NewMachine(guest.MachineConfig{
@@ -137,7 +141,6 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		wire.Shutdown = end.begin
 	}
 	handler := api.New(wire)
-	var srv *server.Server
 	more, err := openListeners(cfg, end.isInit, log)
 	if err == nil {
 		srv, err = server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log, more...)
@@ -179,6 +182,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 	}
 	handler.Warm()
+	beginUsage(usage)
 	return g.wait(ctx, log)
 }
 

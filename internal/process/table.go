@@ -68,6 +68,8 @@ type Table struct {
 
 	lingering atomic.Int32 // readers that wait in pull
 	unsettled atomic.Int32 // processes of which something is left
+	started   atomic.Uint64
+	failed    atomic.Uint64
 
 	mu      sync.Mutex
 	closing bool                  // guarded by mu, as is all below
@@ -108,6 +110,22 @@ func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
 // output; the caller closes the cursor. Errors are *StartError, ErrClosed or
 // what the gate says.
 func (t *Table) Start(spec *Spec) (*Process, *Cursor, error) {
+	p, cursor, err := t.start(spec)
+	if err != nil {
+		t.failed.Add(1)
+	} else {
+		t.started.Add(1)
+	}
+	return p, cursor, err
+}
+
+// Counts are how many starts there were.
+type Counts struct{ Started, Failed uint64 }
+
+// Counts answers the starts so far.
+func (t *Table) Counts() Counts { return Counts{Started: t.started.Load(), Failed: t.failed.Load()} }
+
+func (t *Table) start(spec *Spec) (*Process, *Cursor, error) {
 	if err := spec.validate(); err != nil {
 		return nil, nil, err
 	}

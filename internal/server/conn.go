@@ -28,6 +28,7 @@ const (
 type watched struct {
 	net.Listener
 	every time.Duration // deadCheck, but in tests
+	sent  *atomic.Uint64
 }
 
 func (l watched) Accept() (net.Conn, error) {
@@ -35,7 +36,7 @@ func (l watched) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &conn{socket: c.(socket), every: l.every} // all that we listen on accept such
+	w := &conn{socket: c.(socket), every: l.every, sent: l.sent} // all that we listen on accept such
 	w.timer = time.AfterFunc(w.every, w.check)
 	w.timer.Stop()
 	return w, nil
@@ -55,7 +56,8 @@ type socket interface {
 // without a word.
 type conn struct {
 	socket
-	every   time.Duration // between two checks
+	every   time.Duration  // between two checks
+	sent    *atomic.Uint64 // bytes, of all connections
 	writing atomic.Bool
 	armed   atomic.Bool // the timer runs
 	timer   *time.Timer // runs check while writing
@@ -83,16 +85,23 @@ func Cork(ctx context.Context, on bool) {
 
 func (c *conn) Write(p []byte) (int, error) {
 	defer c.watch()()
-	return c.socket.Write(p)
+	n, err := c.socket.Write(p)
+	c.sent.Add(uint64(n))
+	return n, err
 }
 
 // ReadFrom lets the kernel copy from files (sendfile, splice).
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	defer c.watch()()
+	var n int64
+	var err error
 	if tcp, ok := c.socket.(io.ReaderFrom); ok {
-		return tcp.ReadFrom(r)
+		n, err = tcp.ReadFrom(r)
+	} else {
+		n, err = io.Copy(struct{ io.Writer }{c.socket}, r)
 	}
-	return io.Copy(struct{ io.Writer }{c.socket}, r)
+	c.sent.Add(uint64(n))
+	return n, err
 }
 
 // abort closes the connection and has the kernel forget what it was to send:

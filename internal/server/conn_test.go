@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -39,7 +40,7 @@ func accepted(t *testing.T, listen string, dial func(addr string) (net.Conn, err
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = theirs.Close() })
-	c, err := watched{l, fastCheck}.Accept()
+	c, err := watched{l, fastCheck, new(atomic.Uint64)}.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}

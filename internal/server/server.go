@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,7 @@ type Server struct {
 	http      *http.Server
 	cancel    context.CancelCauseFunc // ends the context of every request
 	conns     registry
+	sent      *atomic.Uint64
 }
 
 // Open listens on the TCP address addr, and takes over the listeners more, which
@@ -52,14 +54,15 @@ func Open(addr string, handler http.Handler, log *slog.Logger, more ...net.Liste
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	var listeners []net.Listener
+	sent := new(atomic.Uint64)
 	for _, l := range append([]net.Listener{tcp}, more...) {
-		listeners = append(listeners, watched{l, deadCheck})
+		listeners = append(listeners, watched{l, deadCheck, sent})
 	}
 	base, cancel := context.WithCancelCause(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	s := &Server{listeners: listeners, cancel: cancel}
+	s := &Server{listeners: listeners, cancel: cancel, sent: sent}
 	s.http = &http.Server{
 		Handler:           Middleware(handler, log),
 		ReadHeaderTimeout: headerTimeout,
@@ -76,6 +79,9 @@ func Open(addr string, handler http.Handler, log *slog.Logger, more ...net.Liste
 
 // Addr is the TCP address listened on.
 func (s *Server) Addr() net.Addr { return s.listeners[0].Addr() }
+
+// Sent is how many bytes were sent so far, headers included.
+func (s *Server) Sent() uint64 { return s.sent.Load() }
 
 // Run serves until Close, or until one listener fails.
 func (s *Server) Run(context.Context) error {

@@ -133,6 +133,13 @@ func (s *Set[T]) Events(id string) (T, []Event, error) {
 	return p.value, events, nil
 }
 
+// Len is how many watchers there are.
+func (s *Set[T]) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.polled)
+}
+
 // Remove closes a watcher; ErrUnknownWatcher if there is none.
 func (s *Set[T]) Remove(id string) error {
 	s.mu.Lock()
