@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -8,10 +10,21 @@ import (
 	"github.com/wrenn/envd/internal/api"
 	"github.com/wrenn/envd/internal/guest"
 	domain "github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/internal/snapshot"
 )
 
 // commandTag is the tag of the start-up command, from the wire contract.
 const commandTag = "init-cmd"
+
+// startCommand is runCommand, when a prepare that comes before is undone.
+func startCommand(ctx context.Context, coordinator *snapshot.Coordinator, run func() error) error {
+	for {
+		err := run()
+		if !errors.Is(err, snapshot.ErrPrepared) || coordinator.Await(ctx) != nil {
+			return err
+		}
+	}
+}
 
 // runCommand runs line through a login shell as the default user. Its output is
 // kept like any other's; nobody has to read it.

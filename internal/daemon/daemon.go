@@ -177,7 +177,8 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	ground.prepare(cfg.CgroupRoot, log)
 	log.Info("envd is ready", "version", cfg.Version, "commit", cfg.Commit, "address", srv.Addr().String(), "firecracker", cfg.Firecracker)
 	if cfg.Command != "" {
-		if err := runCommand(table, settings, accounts, cfg.Command); err != nil {
+		run := func() error { return runCommand(table, settings, accounts, cfg.Command) }
+		if err := startCommand(ctx, coordinator, run); err != nil {
 			log.Error("start-up command did not start", "error", err)
 		}
 	}

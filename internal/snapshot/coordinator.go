@@ -171,11 +171,30 @@ func (c *Coordinator) Enter() (leave func(), err error) {
 	for c.state == Preparing || c.state == Restoring {
 		c.moved.Wait()
 	}
-	if c.state == Prepared || c.frozen {
+	if !c.openLocked() {
 		return nil, ErrPrepared
 	}
 	c.starting++
 	return c.leave, nil
+}
+
+func (c *Coordinator) openLocked() bool { return c.state == Running && !c.frozen }
+
+// Await waits until the gate is open, for a start that has nobody to bring the
+// guest back. The error is that of ctx.
+func (c *Coordinator) Await(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() {
+		c.mu.Lock() // or it comes before the wait that it is to end
+		defer c.mu.Unlock()
+		c.moved.Broadcast()
+	})
+	defer stop()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !c.openLocked() && ctx.Err() == nil {
+		c.moved.Wait()
+	}
+	return context.Cause(ctx)
 }
 
 func (c *Coordinator) leave() {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -164,6 +165,30 @@ func TestGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	leave()
+}
+
+// TestAwait checks the wait of a start that nobody made a request for.
+func TestAwait(t *testing.T) {
+	r := newRig(t)
+	if err := r.Await(t.Context()); err != nil {
+		t.Error(err)
+	}
+	r.Prepare(Freeze{Wanted: true, Thaw: time.Hour})
+	ctx, cancel := context.WithCancel(t.Context())
+	waits := make(chan error, 2)
+	go func() { waits <- r.Await(ctx) }()
+	not(t, "the end of the wait", waits)
+	cancel()
+	if err := <-waits; !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
+	go func() { waits <- r.Await(t.Context()) }()
+	r.Return(false) // the workload is frozen still
+	not(t, "the end of the wait", waits)
+	r.Return(true)
+	if err := <-waits; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestPrepareWaitsForStarts checks that nothing is quiesced while a start is

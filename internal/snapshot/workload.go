@@ -73,4 +73,5 @@ func (c *Coordinator) thaw() {
 	c.frozen = false
 	c.watchdog.Stop()
 	c.noteLocked()
+	c.moved.Broadcast()
 }
