@@ -217,7 +217,7 @@ func TestOddNames(t *testing.T) {
 // TestListDirWhole checks that a large listing arrives whole.
 func TestListDirWhole(t *testing.T) {
 	spread(t, func(t *testing.T, c *call) {
-		const n = 5000 // more than one buffer
+		const n = 2000 // more than one buffer
 		ctx, dir := bounded(t), userDir(t)
 		for i := range n {
 			writeFile(t, fmt.Sprintf("%s/%s-%05d", dir, strings.Repeat("x", i%200), i), "")

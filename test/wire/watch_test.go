@@ -180,8 +180,8 @@ func TestWatchTimeout(t *testing.T) {
 // TestWatchManyAtOnce checks that what is there at once comes whole and in
 // order.
 func TestWatchManyAtOnce(t *testing.T) {
-	files(t, func(t *testing.T, c *call) {
-		const n = 2000
+	spread(t, func(t *testing.T, c *call) {
+		const n = 1000
 		dir := userDir(t)
 		w := c.watchDir(bounded(t), &fs.WatchDirRequest{Path: dir})
 		for i := range n {
@@ -205,8 +205,8 @@ func TestWatchUnread(t *testing.T) {
 	// Deep names, of which few fill the socket's buffers.
 	deep := dir + strings.Repeat("/"+strings.Repeat("n", 250), 14)
 	must(t, os.MkdirAll(deep, 0o755))
-	unread := c.watchDir(bounded(t), &fs.WatchDirRequest{Path: dir, Recursive: true})
-	other := c.watchDir(bounded(t), &fs.WatchDirRequest{Path: deep})
+	unread := c.watchDir(t.Context(), &fs.WatchDirRequest{Path: dir, Recursive: true})
+	other := c.watchDir(t.Context(), &fs.WatchDirRequest{Path: deep})
 	before := residentKiB(t, d)
 	// More than those and the kernel's queue hold together.
 	const rounds, each = 6, 2000
@@ -327,15 +327,16 @@ func TestWatchLatency(t *testing.T) {
 		dir := userDir(t)
 		w := c.watchDir(bounded(t), &fs.WatchDirRequest{Path: dir, Recursive: true})
 		var took []time.Duration
-		for i := range 100 {
+		for i := range 30 {
 			begin := time.Now()
 			must(t, unix.Mknod(fmt.Sprintf("%s/%d", dir, i), unix.S_IFREG|0o600, 0))
 			w.want(fmt.Sprintf("CREATE %d", i))
 			took = append(took, time.Since(begin))
 		}
-		slices.Sort(took)
-		if median := took[len(took)/2]; median > 20*time.Millisecond { // with the race detector, beside other tests
-			t.Errorf("half of the events took longer than %v", median)
+		// The quickest: the machine may be busy with other tests, but a wait of
+		// ours would be in every one.
+		if quickest := slices.Min(took); quickest > 5*time.Millisecond {
+			t.Errorf("no event took less than %v", quickest)
 		}
 	})
 }
