@@ -189,6 +189,9 @@ func TestAccess(t *testing.T) {
 	}
 	tokenIsSet := false
 	count := 0
+	// Only what is the host's alone looks at the origin. The other origins see
+	// that, and one of each kind sees the whole.
+	whole := map[*caller]bool{callers[0]: true, callers[2]: true, callers[9]: true}
 	for _, column := range columns {
 		if column.set && !tokenIsSet {
 			callers[0].must(t, 204, "POST", "/init", "", initBody(theToken))
@@ -196,8 +199,10 @@ func TestAccess(t *testing.T) {
 		}
 		for _, c := range callers {
 			for _, e := range endpoints() {
-				count++
-				checkAccess(t, c, e, column)
+				if whole[c] || e.rule == initOnly || e.rule == hostOnly {
+					count++
+					checkAccess(t, c, e, column)
+				}
 			}
 		}
 	}
