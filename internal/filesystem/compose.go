@@ -50,7 +50,7 @@ func (v *View) compose(destination string, sources []string, m Metadata) (Entry,
 			return Entry{}, s.discard(err)
 		}
 	}
-	e, err := v.entryOf(s.File, destination)
+	e, err := v.entryOf(s.File, destination, s.metadata)
 	if err != nil {
 		return Entry{}, s.discard(err)
 	}

@@ -132,13 +132,13 @@ func (d *describer) follow(e *Entry, dirfd int, name string) {
 
 // owner is the name of id, looked up once.
 func owner(known map[uint32]string, id uint32, names Names, look func(Names, uint32) string) string {
+	if names == nil {
+		return strconv.FormatUint(uint64(id), 10)
+	}
 	if name, ok := known[id]; ok {
 		return name
 	}
-	name := ""
-	if names != nil {
-		name = look(names, id)
-	}
+	name := look(names, id)
 	if name == "" {
 		name = strconv.FormatUint(uint64(id), 10)
 	}

@@ -75,6 +75,10 @@ func readMetadata(x *linux.Xattrs, dirfd int, name string) Metadata {
 
 // clearMetadata removes all metadata of the open file fd.
 func clearMetadata(fd int) error {
+	// Few files have any attributes: ask for no more than that first.
+	if n, err := unix.Flistxattr(fd, nil); n == 0 && err == nil {
+		return nil
+	}
 	var x linux.Xattrs
 	return x.Each(fd, "", func(name string) error {
 		if !strings.HasPrefix(name, metadataPrefix) {
@@ -88,17 +92,20 @@ func clearMetadata(fd int) error {
 	})
 }
 
-// addMetadata sets m on the open file fd and says whether it was kept: a
-// filesystem without attributes keeps none, which is no error.
-func addMetadata(fd int, m Metadata) (kept bool, err error) {
+// addMetadata sets m on the open file fd and answers what was kept: a filesystem
+// without attributes keeps none, which is no error.
+func addMetadata(fd int, m Metadata) (kept Metadata, err error) {
 	for key, value := range m {
 		err := unix.Fsetxattr(fd, metadataPrefix+key, []byte(value), 0)
 		if errors.Is(err, unix.EOPNOTSUPP) {
-			return false, nil
+			return nil, nil
 		}
 		if err != nil {
-			return false, err
+			return nil, err
 		}
 	}
-	return len(m) > 0, nil
+	if len(m) == 0 {
+		return nil, nil
+	}
+	return m, nil
 }

@@ -19,7 +19,8 @@ import (
 type staged struct {
 	*os.File
 	dirfd        int
-	temp, target string // names in dirfd
+	temp, target string   // names in dirfd
+	metadata     Metadata // what was kept of it
 }
 
 // tempPrefix starts the names of files and trees that are not complete yet.
@@ -76,7 +77,7 @@ func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
 			return nil, s.discard(err)
 		}
 	}
-	if _, err := addMetadata(int(s.Fd()), m); err != nil {
+	if s.metadata, err = addMetadata(int(s.Fd()), m); err != nil {
 		return nil, s.discard(err)
 	}
 	return s, nil
@@ -150,7 +151,7 @@ func (v *View) writeAtomic(path string, src io.Reader, u Upload) (Entry, error) 
 	if err := receive(s.File, src, u.Size); err != nil {
 		return Entry{}, s.discard(err)
 	}
-	e, err := v.entryOf(s.File, path)
+	e, err := v.entryOf(s.File, path, s.metadata)
 	if err != nil {
 		return Entry{}, s.discard(err)
 	}

@@ -56,13 +56,14 @@ func (v *View) Write(path string, src io.Reader, u Upload) (e Entry, err error) 
 }
 
 func (v *View) writeInPlace(path string, src io.Reader, u Upload) (Entry, error) {
+	var kept Metadata
 	f, old, err := v.openExisting(path, func(st *unix.Stat_t) (int64, error) {
 		// Truncation gives the old blocks back.
 		return u.Size - st.Blocks*blockBytes, nil
 	})
 	switch {
 	case err == nil:
-		if err = v.prepare(f, old, u.Metadata); err == nil {
+		if kept, err = v.prepare(f, old, u.Metadata); err == nil {
 			err = f.Truncate(0)
 		}
 		if err != nil {
@@ -70,13 +71,13 @@ func (v *View) writeInPlace(path string, src io.Reader, u Upload) (Entry, error)
 			return Entry{}, err
 		}
 	case errors.Is(err, unix.ENOENT):
-		if f, err = v.create(path, u); err != nil {
+		if f, kept, err = v.create(path, u); err != nil {
 			return Entry{}, err
 		}
 	default:
 		return Entry{}, err
 	}
-	return v.finish(f, path, src, u)
+	return v.finish(f, path, src, u, kept)
 }
 
 // Resume writes src into the file at path from offset on, to continue an upload
@@ -99,6 +100,7 @@ func (v *View) Resume(path string, offset int64, src io.Reader, u Upload) (e Ent
 }
 
 func (v *View) resume(path string, offset int64, src io.Reader, u Upload) (Entry, error) {
+	var kept Metadata
 	f, old, err := v.openExisting(path, func(st *unix.Stat_t) (int64, error) {
 		if offset > st.Size {
 			return 0, ErrOffsetPastEnd
@@ -108,7 +110,9 @@ func (v *View) resume(path string, offset int64, src io.Reader, u Upload) (Entry
 	switch {
 	case err == nil:
 		if len(u.Metadata) > 0 {
-			err = v.prepare(f, old, u.Metadata)
+			kept, err = v.prepare(f, old, u.Metadata)
+		} else {
+			kept = readMetadata(new(linux.Xattrs), int(f.Fd()), "")
 		}
 		if err == nil {
 			_, err = f.Seek(offset, io.SeekStart)
@@ -120,20 +124,21 @@ func (v *View) resume(path string, offset int64, src io.Reader, u Upload) (Entry
 	case errors.Is(err, unix.ENOENT) && offset > 0:
 		return Entry{}, ErrOffsetPastEnd
 	case errors.Is(err, unix.ENOENT):
-		if f, err = v.create(path, u); err != nil {
+		if f, kept, err = v.create(path, u); err != nil {
 			return Entry{}, err
 		}
 	default:
 		return Entry{}, err
 	}
-	return v.finish(f, path, src, u)
+	return v.finish(f, path, src, u, kept)
 }
 
-// finish fills f, which it closes, and describes it.
-func (v *View) finish(f *os.File, path string, src io.Reader, u Upload) (e Entry, err error) {
+// finish fills f, which it closes and which has the metadata m, and describes
+// it.
+func (v *View) finish(f *os.File, path string, src io.Reader, u Upload, m Metadata) (e Entry, err error) {
 	err = receive(f, src, u.Size)
 	if err == nil {
-		e, err = v.entryOf(f, path)
+		e, err = v.entryOf(f, path, m)
 	}
 	// Network filesystems report a full disk at the close.
 	if closed := f.Close(); err == nil {
@@ -168,23 +173,22 @@ func (v *View) openExisting(path string, need func(*unix.Stat_t) (int64, error))
 }
 
 // prepare gives the existing file f, which was like old, to the user, with the
-// metadata m.
-func (v *View) prepare(f *os.File, old unix.Stat_t, m Metadata) error {
+// metadata m, and answers what was kept of that.
+func (v *View) prepare(f *os.File, old unix.Stat_t, m Metadata) (kept Metadata, err error) {
 	fd := int(f.Fd())
 	if !v.limited() && (old.Uid != v.User.UID || old.Gid != v.User.GID) {
 		if err := chown(fd, int(v.User.UID), int(v.User.GID)); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if err := clearMetadata(fd); err != nil {
-		return err
+		return nil, err
 	}
-	_, err := addMetadata(fd, m)
-	return err
+	return addMetadata(fd, m)
 }
 
 // create makes the file at path, and its missing parents, with owner and
-// metadata.
+// metadata, and answers what was kept of that.
 //
 // A watcher is to see one CHMOD between CREATE and WRITE. Without metadata that
 // is the change of owner, the cheapest way to the right owner, too; where the
@@ -192,9 +196,9 @@ func (v *View) prepare(f *os.File, old unix.Stat_t, m Metadata) error {
 // setting the attributes, and the file is made as the user's own. The kernel
 // merges what several keys raise as long as nobody has read the first
 // (inotify(7)).
-func (v *View) create(path string, u Upload) (f *os.File, err error) {
+func (v *View) create(path string, u Upload) (f *os.File, kept Metadata, err error) {
 	if err := v.roomFor(path, u.Size); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	open := func() error {
 		f, err = v.createEmpty(path)
@@ -206,10 +210,10 @@ func (v *View) create(path string, u Upload) (f *os.File, err error) {
 		err = v.owned(open)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	kept, err := addMetadata(int(f.Fd()), u.Metadata)
-	if err == nil && !kept {
+	kept, err = addMetadata(int(f.Fd()), u.Metadata)
+	if err == nil && kept == nil {
 		gid := int(v.User.GID)
 		if v.limited() {
 			gid = -1 // the directory may have chosen the group (set-group-ID)
@@ -218,9 +222,9 @@ func (v *View) create(path string, u Upload) (f *os.File, err error) {
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return f, nil
+	return f, kept, nil
 }
 
 // createEmpty makes the file at path. Something that took the name meanwhile is
@@ -270,14 +274,13 @@ func chown(fd, uid, gid int) error {
 	return err
 }
 
-// entryOf describes the open file f, known as path.
-func (v *View) entryOf(f *os.File, path string) (Entry, error) {
+// entryOf describes the open file f, known as path, which has the metadata m.
+func (v *View) entryOf(f *os.File, path string, m Metadata) (Entry, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return Entry{}, err
 	}
-	d := v.describer()
-	e := d.fromStat(path, &st)
-	e.Metadata = readMetadata(&d.own, int(f.Fd()), "")
+	e := v.describer().fromStat(path, &st)
+	e.Metadata = m
 	return e, nil
 }
