@@ -31,6 +31,7 @@ var figures = []figure{
 	{"memory-h2", idleMemoryH2},
 	{"snapshot", snapshots},
 	{"ports", forwardedPorts},
+	{"health", healthUnderLoad},
 	{"files", fileSpeed},
 	{"small-files", smallFiles},
 	{"compression", compression},

@@ -17,14 +17,18 @@ import (
 // forwardIP is the daemon's default.
 const forwardIP = "169.254.0.21"
 
-// isolated runs f on a thread in a network namespace of its own, where loopback
-// has the forward address as well. What f starts and opens itself is there, too.
+// isolated runs f on a thread in network and mount namespaces of its own, where
+// loopback has the forward address as well. What f starts and opens itself is
+// there, too.
 func isolated(f func() ([]row, error)) (rows []row, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		if err = unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+			return
+		}
+		if err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			return
 		}
 		for _, args := range [][]string{{"link", "set", "lo", "up"}, {"addr", "add", forwardIP + "/30", "dev", "lo"}} {
