@@ -122,7 +122,10 @@ func (c *conn) watch() (stop func()) {
 	return c.unwatch
 }
 
-func (c *conn) unwatch() { c.writing.Store(false) }
+func (c *conn) unwatch() {
+	c.wrote.Store(true)
+	c.writing.Store(false)
+}
 
 func (c *conn) arm() {
 	if c.armed.CompareAndSwap(false, true) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net"
@@ -9,19 +10,21 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wrenn/envd/internal/linux"
 )
 
 const (
-	// lookPause lies between two looks at connections that are to be closed. A
-	// connection is at rest when it is idle in both and nothing was read in
-	// between: what was read is a request, or less, by then.
+	// quietTime is for how long nothing may have moved on a connection at rest of
+	// which net/http has said all that it knows, surelyQuiet of any other: what
+	// was read is a request by then, also on a machine without time.
+	quietTime   = 10 * time.Millisecond
+	surelyQuiet = 100 * time.Millisecond
+	// lookPause lies between two looks at connections that are to be closed.
 	lookPause = 3 * time.Millisecond
 	// restLooks bounds how often Rest looks.
-	restLooks = 4
-	// firstGrace is how long a connection may be open before its first request
-	// and not count as idle: the request is on its way.
-	firstGrace = 100 * time.Millisecond
+	restLooks = 5
 	// dropGrace is what requests on a dropped connection get to end, and their
 	// ends to be acknowledged by the peer.
 	dropGrace = 500 * time.Millisecond
@@ -30,16 +33,27 @@ const (
 // life is what a connection is judged by around a snapshot.
 type life struct {
 	registry *registry
-	born     uint64 // registry.epoch when it was accepted
-	accepted time.Time
+	born     uint64                  // registry.epoch when it was accepted
 	end      context.CancelCauseFunc // ends the contexts of its requests
 	state    atomic.Int32            // http.ConnState
 	spared   atomic.Bool             // a Close was left undone; see registry.sparing
+	h2       atomic.Bool             // it speaks HTTP/2
 
 	reads atomic.Uint64 // that returned something; and refused
-	seen  uint64        // reads at the last look; guarded by registry.mu
-	idle  bool          // at the last look; guarded by registry.mu
+	moved atomic.Int64  // when something was read or the state changed last; in ns since began
+	// When it became idle: reads then, and whether something was written since.
+	// On HTTP/2 net/http says so a moment before it sends the last response's end.
+	idleReads atomic.Uint64
+	wrote     atomic.Bool
 }
+
+// began is what times are counted from.
+var began = time.Now()
+
+func (l *life) move() { l.moved.Store(int64(time.Since(began))) }
+
+// still is for how long nothing has moved.
+func (l *life) still() time.Duration { return time.Since(began) - time.Duration(l.moved.Load()) }
 
 // refused is the bit of life.reads from which on nothing is read any more: what
 // still comes is not the beginning of a request that would be half served.
@@ -64,8 +78,14 @@ type registry struct {
 // Read counts, to tell whether a request may be on its way.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.socket.Read(p)
-	if n > 0 && c.reads.Add(1)&refused != 0 {
-		return 0, io.EOF
+	if n > 0 {
+		c.move()
+		switch reads := c.reads.Add(1); {
+		case reads&refused != 0:
+			return 0, io.EOF
+		case reads == 1:
+			c.h2.Store(bytes.HasPrefix(p[:n], []byte("PRI"))) // RFC 9113, 3.4
+		}
 	}
 	return n, err //nolint:wrapcheck // net/http looks at it
 }
@@ -83,7 +103,8 @@ func (c *conn) Close() error {
 // enter begins the life of a connection; net/http calls it before track.
 func (r *registry) enter(ctx context.Context, nc net.Conn) context.Context {
 	c := nc.(*conn)
-	c.registry, c.accepted = r, time.Now()
+	c.registry = r
+	c.move()
 	ctx, c.end = context.WithCancelCause(withConn(ctx, nc))
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -99,6 +120,11 @@ func (r *registry) enter(ctx context.Context, nc net.Conn) context.Context {
 // of HTTP/2 are idle while they have no stream.
 func (r *registry) track(nc net.Conn, state http.ConnState) {
 	c := nc.(*conn)
+	c.move()
+	if state == http.StateIdle {
+		c.idleReads.Store(c.reads.Load())
+		c.wrote.Store(false)
+	}
 	c.state.Store(int32(state))
 	switch state {
 	case http.StateIdle:
@@ -120,19 +146,47 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 	}
 }
 
-// retire closes the connection when it carries no request: it is idle, or has
-// had none for firstGrace, was so at the last look, and nothing came in between
-// or waits to be read. The caller holds registry.mu.
+// idle tells whether the connection carries no request, as far as net/http has
+// said: one on which nothing was read yet may have its first on the way.
+func (c *conn) idle() bool {
+	state := http.ConnState(c.state.Load())
+	return state == http.StateIdle || state == http.StateNew && c.reads.Load() == 0
+}
+
+// retire closes the connection when it is at rest: idle for long enough, with
+// nothing to be read or being written.
 func (c *conn) retire() {
 	reads := c.reads.Load()
-	state := http.ConnState(c.state.Load())
-	fresh := state == http.StateNew && reads == 0
-	idle := state == http.StateIdle || fresh
-	rest := idle && c.idle && reads == c.seen && (!fresh || time.Since(c.accepted) > firstGrace)
-	c.idle, c.seen = idle, reads
-	if rest && !c.readable() && c.reads.CompareAndSwap(reads, reads|refused) {
-		_ = c.socket.Close() // its goroutine notices
+	still := c.still()
+	told := http.ConnState(c.state.Load()) == http.StateIdle && reads == c.idleReads.Load() && (!c.h2.Load() || c.wrote.Load())
+	if !c.idle() || still < quietTime || still < surelyQuiet && !told || c.writing.Load() || c.readable() ||
+		!c.reads.CompareAndSwap(reads, reads|refused) {
+		return
 	}
+	if c.h2.Load() && still > surelyQuiet {
+		c.sayGoodbye()
+	}
+	_ = c.socket.Close() // its goroutine notices
+}
+
+// goaway is a frame that says: no stream above 0 was or will be processed, and
+// there was no error (RFC 9113, 6.8). Those that were have ended, as the client
+// has been told before; so it is about what comes from now on, which clients
+// send again on another connection. It must not be said in doubt: a request
+// would be served twice.
+var goaway = []byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+// sayGoodbye sends goaway if there is room for it. Nothing else is being
+// written on a connection at rest.
+func (c *conn) sayGoodbye() {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Write(func(fd uintptr) bool {
+		_, _ = unix.Write(int(fd), goaway) // or its end tells the client less
+		return true
+	})
 }
 
 // look closes what is at rest and older than the last Rest: a younger one is of
@@ -143,8 +197,8 @@ func (r *registry) look() (again bool) {
 	defer r.mu.Unlock()
 	for c := range r.all {
 		if c.born < r.epoch {
+			again = again || c.idle()
 			c.retire()
-			again = again || c.idle
 		}
 	}
 	return again
