@@ -320,6 +320,24 @@ func TestDownloadEncoded(t *testing.T) {
 	})
 }
 
+// TestManyEncoders: when many clients are being compressed for, the next large
+// file goes as it is, unless its client will not have that.
+func TestManyEncoders(t *testing.T) {
+	leaktest.Check(t)
+	s := newSite(t, homeDir(t), false)
+	writeFile(t, filepath.Join(s.home, "f"), prose(200_000))
+	held := make([]*encoder, maxEncoders)
+	for i := range held {
+		held[i] = encode(io.Discard, gzipped)
+	}
+	s.get("f", "Accept-Encoding", "gzip").want(t, 200).wantHeader(t, "Content-Encoding", "")
+	s.get("f", "Accept-Encoding", "gzip, *;q=0").want(t, 200).wantHeader(t, "Content-Encoding", "gzip")
+	for _, e := range held {
+		e.release()
+	}
+	s.get("f", "Accept-Encoding", "gzip").want(t, 200).wantHeader(t, "Content-Encoding", "gzip")
+}
+
 // TestDownloadGenerated: the kernel's files say nothing true of their size.
 func TestDownloadGenerated(t *testing.T) {
 	bothModes(t, func(t *testing.T, s *site) {

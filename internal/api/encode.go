@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -21,6 +22,10 @@ const (
 	// worthwhile is the share, in sixteenths, that may be left of a file for
 	// compression to be worth its time.
 	worthwhile = 15
+	// maxEncoders is how many encoders run at a time before files go as they
+	// are, where that is acceptable: each takes a MiB or so, and a client may
+	// hold one for as long as it likes.
+	maxEncoders = 32
 	// zstdWindow bounds what an encoder keeps, in bytes: at the fastest level
 	// more gains little.
 	zstdWindow = 512 << 10
@@ -50,6 +55,9 @@ var (
 	outputs = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, blockSize) }}
 )
 
+// encoders counts those that are in use.
+var encoders atomic.Int32
+
 func compressors(c coding) *sync.Pool {
 	if c == zstded {
 		return &zstdWriters
@@ -69,6 +77,7 @@ func encode(w io.Writer, c coding) *encoder {
 	e := &encoder{coding: c, out: outputs.Get().(*bufio.Writer)}
 	e.out.Reset(w)
 	if c != identity {
+		encoders.Add(1)
 		e.comp = compressors(c).Get().(compressor)
 		e.comp.Reset(e.out)
 	}
@@ -105,6 +114,7 @@ func (e *encoder) Close() error {
 // release gives the buffers back, whether or not e was closed.
 func (e *encoder) release() {
 	if e.comp != nil {
+		encoders.Add(-1)
 		e.comp.Reset(nil)
 		compressors(e.coding).Put(e.comp)
 	}
@@ -142,7 +152,7 @@ func sendEncoded(w http.ResponseWriter, r *http.Request, f *filesystem.File, c c
 	block := blocks.Get().(*[blockSize]byte)
 	defer blocks.Put(block)
 	if f.Size > blockSize {
-		if plain && !sampleShrinks(f, c, block) {
+		if plain && (encoders.Load() >= maxEncoders || !sampleShrinks(f, c, block)) {
 			return sendPlain(w, r, f)
 		}
 		h.Set("Content-Encoding", string(c))

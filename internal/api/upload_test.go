@@ -79,7 +79,7 @@ func digestOf(s string) string {
 func TestUploadRaw(t *testing.T) {
 	bothModes(t, func(t *testing.T, s *site) {
 		path := filepath.Join(s.home, "a/b/f")
-		for _, size := range []int{0, 1, 5000, 500_001} {
+		for _, size := range []int{0, 1, 5000, 200_001} {
 			contents := noise(size)
 			for _, headers := range [][]string{
 				nil,
