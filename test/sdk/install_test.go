@@ -22,6 +22,36 @@ func cacheDir(t *testing.T) string {
 	return filepath.Join(dir, "envd-test")
 }
 
+// python is the machine's Python, with the path to the SDK in its environment:
+// pip installs it into the cache, once for each list of requirements.
+func python(t *testing.T) string {
+	t.Helper()
+	list, err := os.ReadFile("py/requirements.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Not python3 itself, which may be a script that finds out which one.
+	program, err := exec.CommandContext(t.Context(), "python3", "-c", "import sys; print(sys.executable, end='')").Output()
+	if err != nil {
+		t.Fatalf("no python3: run scripts/install-test-deps: %v", err)
+	}
+	dir := filepath.Join(cacheDir(t), fmt.Sprintf("pip-%.16x", sha256.Sum256(append(list, program...))))
+	if _, err := os.Stat(dir); err != nil {
+		tmp := dir + ".tmp"
+		_ = os.RemoveAll(tmp)
+		cmd := exec.CommandContext(t.Context(), string(program), "-m", "pip", "install", "--quiet", "--no-deps",
+			"--disable-pip-version-check", "--target", tmp, "-r", "py/requirements.txt")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("pip install: %v\n%s", err, out)
+		}
+		if err := os.Rename(tmp, dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PYTHONPATH", dir)
+	return string(program)
+}
+
 // install copies a directory of ours into the cache and lets npm install, as
 // the lock file beside it says, what it needs: once for each lock file.
 func install(t *testing.T, from string) string {

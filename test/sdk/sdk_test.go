@@ -1,13 +1,14 @@
 // Package sdk lets the published E2B SDKs drive the built daemon: what works
 // here works for programs that use them.
 //
-// The tests themselves are in the SDK's language, below js, and print TAP;
-// each becomes a subtest here. The SDK talks to port 49983, so daemon and
+// The tests themselves are in the SDKs' languages, below js and py, and print
+// TAP; each becomes a subtest here. The SDKs talk to port 49983, so daemon and
 // tests run in a network namespace of their own: this test binary is executed
 // in it again. It also has a mount namespace, in which root has an empty home:
-// the SDK runs login shells, and kills them, and what a machine's owner does in
-// a profile is neither to slow the tests down nor to be killed by them. What npm installs is pinned by lock files and kept below the
-// tests' cache, so that only the first run on a machine needs the network.
+// the SDKs run login shells, and kill them, and what a machine's owner does in a
+// profile is neither to slow the tests down nor to be killed by them. What npm
+// and pip install is pinned and kept below the tests' cache, so that only the
+// first run on a machine needs the network.
 package sdk
 
 import (
@@ -37,6 +38,8 @@ const (
 	// insideVar tells the executed test that it is in its own namespace. It
 	// holds the directory with everything built and installed.
 	insideVar = "ENVD_SDK_INSIDE"
+	// programVar names the program that runs the tests.
+	programVar = "ENVD_SDK_PROGRAM"
 )
 
 func TestMain(m *testing.M) {
@@ -73,22 +76,25 @@ func settle(dir string) error {
 }
 
 func TestJavaScript(t *testing.T) {
-	dir := os.Getenv(insideVar)
-	if dir == "" {
-		dir = t.TempDir()
-		buildDaemon(t, dir)
-		link(t, install(t, "js"), filepath.Join(dir, "js"))
-		link(t, nodeProgram(t), filepath.Join(dir, "node"))
-		isolated(t, dir)
+	if dir := os.Getenv(insideVar); dir != "" {
+		startDaemon(t, dir)
+		run := []string{os.Getenv(programVar), "--test-timeout=60000", "--test-reporter=tap"}
+		runSuite(t, append(run, filepath.Join(dir, "js/suite.mjs")), 55)
+		runSuite(t, append(run, filepath.Join(dir, "js/secured.mjs")), 6)
 		return
 	}
-	startDaemon(t, dir)
-	for _, suite := range []struct {
-		name string
-		from int // so many tests at least: none is lost
-	}{{"suite.mjs", 55}, {"secured.mjs", 6}} {
-		runSuite(t, dir, suite.name, suite.from)
+	dir := t.TempDir()
+	link(t, install(t, "js"), filepath.Join(dir, "js"))
+	isolated(t, dir, nodeProgram(t))
+}
+
+func TestPython(t *testing.T) {
+	if dir := os.Getenv(insideVar); dir != "" {
+		startDaemon(t, dir)
+		runSuite(t, []string{os.Getenv(programVar), "py/suite.py"}, 10)
+		return
 	}
+	isolated(t, t.TempDir(), python(t))
 }
 
 // buildDaemon builds the daemon into dir, with the race detector.
@@ -108,13 +114,15 @@ func link(t *testing.T, to, name string) {
 	}
 }
 
-// isolated executes this test again in a network namespace.
-func isolated(t *testing.T, dir string) {
+// isolated executes this test again in namespaces of its own, with the daemon
+// in dir and a program that can run the SDK's language.
+func isolated(t *testing.T, dir, program string) {
 	t.Helper()
+	buildDaemon(t, dir)
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), insideVar+"="+dir)
+	cmd.Env = append(os.Environ(), insideVar+"="+dir, programVar+"="+program)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.CombinedOutput()
 	// Its subtests count here, too.
@@ -167,8 +175,9 @@ func startDaemon(t *testing.T, dir string) {
 	}
 }
 
-// runSuite runs one program of tests and reports each of them.
-func runSuite(t *testing.T, dir, name string, from int) {
+// runSuite runs one program of tests and reports each of them. There are least
+// of them: none gets lost.
+func runSuite(t *testing.T, command []string, least int) {
 	t.Helper()
 	tmp := t.TempDir()
 	for _, d := range []string{filepath.Dir(tmp), tmp} { // other users work below
@@ -176,7 +185,7 @@ func runSuite(t *testing.T, dir, name string, from int) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), filepath.Join(dir, "node"), "--test-timeout=60000", "--test-reporter=tap", filepath.Join(dir, "js", name))
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "ENVD_URL=")
 	out, err := cmd.CombinedOutput()
 	results, planned := parseTAP(out)
@@ -187,8 +196,8 @@ func runSuite(t *testing.T, dir, name string, from int) {
 			}
 		})
 	}
-	if err != nil && !t.Failed() || len(results) != planned || planned < from {
-		t.Errorf("%s: %v; %d results of %d, at least %d expected\n%s", name, err, len(results), planned, from, out)
+	if err != nil && !t.Failed() || len(results) != planned || planned < least {
+		t.Errorf("%s: %v; %d results of %d, at least %d expected\n%s", command, err, len(results), planned, least, out)
 	}
 }
 
