@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -60,6 +61,10 @@ func TestFlagsCommand(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := &call{t: t, d: d, kind: "connect-proto-h2c", caller: newConnect(d, http2())}
+		// The daemon answers before it starts the command.
+		for ctx := bounded(t); len(c.list(ctx, true)) == 0; {
+			time.Sleep(5 * time.Millisecond)
+		}
 		f := c.attach(bounded(t), &pb.ConnectRequest{Process: tag("init-cmd"), Offset: proto.Uint64(0)})
 		if f.exit(3); !strings.HasSuffix(string(f.stdout), "root in /root\n") {
 			t.Errorf("stdout %q stderr %q", f.stdout, f.stderr)
