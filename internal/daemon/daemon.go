@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,123 +67,151 @@ const (
 // PID 1 inside Firecracker, it prepares the machine first and takes it down in
 // the end: then it does not return.
 func Run(ctx context.Context, cfg Config) (err error) {
-	log := cfg.Log
 	end := &end{isInit: cfg.Firecracker && os.Getpid() == 1}
 	ctx, end.cancel = context.WithCancel(ctx)
 	defer end.cancel()
 	if end.isInit {
-		defer end.down(log, &err)
+		defer end.down(cfg.Log, &err)
 		defer end.onSignal()()
-		boot.Up(log)
+		boot.Up(cfg.Log)
 	}
 	unix.Umask(0o022)
+	d := &daemon{Config: cfg, end: end}
+	defer d.group.close()
+	if err := d.open(); err != nil {
+		return fmt.Errorf("start daemon: %w", err)
+	}
+	return d.serve(ctx)
+}
 
-	// What a request does not need is prepared when the server runs already.
-	var g group
-	defer g.close()
-	reaper, err := reap.Open()
+// daemon is the parts, which open makes. The group closes them.
+type daemon struct {
+	Config
+	end   *end
+	group group
+
+	reaper      *reap.Reaper
+	ground      *ground
+	settings    *guest.Store
+	accounts    *guest.Accounts
+	coordinator *snapshot.Coordinator
+	trim        *trimmer
+	forwarder   *ports.Forwarder // nil where the kernel does not tell of ports
+	table       *process.Table
+	usage       *metrics.Usage
+	handler     *api.Handler
+	server      *server.Server
+}
+
+// open opens the parts. What no request needs is prepared by serve, when the
+// server runs already. What may fail comes before the table, which is closed
+// before the server so that readers get their ends.
+func (d *daemon) open() (err error) {
+	if d.reaper, err = reap.Open(); err != nil {
+		return err
+	}
+	d.group.add("reaper", d.reaper.Run, func(context.Context) error { return d.reaper.Close() })
+	d.ground = newGround()
+	runGround := func(ctx context.Context) error { return d.ground.run(ctx, d.Firecracker, d.Log) }
+	d.group.add("cgroups", runGround, func(context.Context) error { return d.ground.close() })
+	d.coordinator = snapshot.New(snapshotConfig(d.ground, d.Log))
+	d.trim = newTrimmer(quietSpell)
+	d.coordinator.Register(d.trim)
+	d.group.add("memory", d.trim.run, nil)
+	listeners, err := openListeners(d.Config, d.end.isInit)
 	if err != nil {
-		return fmt.Errorf("start daemon: %w", err)
+		return err
 	}
-	g.add("reaper", reaper.Run, func(context.Context) error { return reaper.Close() })
-	ground := newGround()
-	runGround := func(ctx context.Context) error { return ground.run(ctx, cfg.Firecracker, log) }
-	g.add("cgroups", runGround, func(context.Context) error { return ground.close() })
+	d.group.add("listeners", nil, func(context.Context) error { closeAll(listeners); return nil })
+	if err := d.openPorts(); err != nil {
+		return err
+	}
+	if err := d.openTable(); err != nil {
+		return err
+	}
+	d.openServer(listeners)
+	d.group.add("processes", nil, func(context.Context) error { return d.end.processes(d.table) })
+	d.group.add("snapshot", nil, func(context.Context) error { d.coordinator.Close(); return nil })
+	return nil
+}
 
-	settings := guest.NewStore(guest.Settings{User: "root", Env: guest.SandboxEnv(cfg.Firecracker)})
-	accounts := guest.NewAccounts("/etc/passwd", "/etc/group")
+func (d *daemon) openTable() (err error) {
+	d.Output.Gate = d.coordinator
+	d.Output.Started = d.started
+	d.Output.Ended = d.ended
+	if d.table, err = process.OpenTable(d.Output, d.reaper, d.ground.hierarchy); err != nil {
+		return err
+	}
+	d.coordinator.Register(d.table)
+	return nil
+}
 
-	coordinator := snapshot.New(snapshotConfig(ground, log))
-	trim := newTrimmer(quietSpell)
-	coordinator.Register(trim)
-	cfg.Output.Gate = coordinator
-	cfg.Output.Ended = func(p *process.Process) {
-		trim.touch()
-		log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
+// started and ended hear of each process.
+func (d *daemon) started() {
+	if d.forwarder != nil {
+		d.forwarder.Touch()
 	}
-	var forwarder *ports.Forwarder
-	cfg.Output.Started = func() {
-		if forwarder != nil {
-			forwarder.Touch()
-		}
-	}
-	table, err := process.OpenTable(cfg.Output, reaper, ground.hierarchy)
-	if err != nil {
-		return fmt.Errorf("start daemon: %w", err)
-	}
-	coordinator.Register(table)
+}
 
-	if forwarder, err = openPorts(cfg, table); err != nil {
-		table.Close(ctx) // nothing runs in it yet; the group does not have it
-		return fmt.Errorf("start daemon: %w", err)
-	}
+func (d *daemon) ended(p *process.Process) {
+	d.trim.touch()
+	d.Log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
+}
 
+// openServer makes the server and what only its handlers need.
+func (d *daemon) openServer(listeners []net.Listener) {
+	d.settings = guest.NewStore(guest.Settings{User: "root", Env: guest.SandboxEnv(d.Firecracker)})
+	d.accounts = guest.NewAccounts("/etc/passwd", "/etc/group")
 	watchers := watch.NewSet[*api.Watched]()
-	coordinator.Register(paused{watchers})
-	var srv *server.Server
-	usage := new(metrics.Usage)
+	d.coordinator.Register(paused{watchers})
+	d.usage = new(metrics.Usage)
 	wire := api.Config{
-		Usage: usage, Figures: func(t *metrics.Text) { figures(t, srv, reaper) },
-		Version: cfg.Version, Settings: settings, Accounts: accounts, Processes: table, Watchers: watchers, Log: log,
-		UserAccess: cfg.UserAccess, Cork: server.Cork, Ports: forwarder, Snapshot: coordinator, Restorer: coordinator,
+		Version: d.Version, Settings: d.settings, Accounts: d.accounts, Processes: d.table, Watchers: watchers, Log: d.Log,
+		UserAccess: d.UserAccess, Cork: server.Cork, Ports: d.forwarder, Snapshot: d.coordinator, Restorer: d.coordinator,
+		Usage: d.usage, Figures: func(t *metrics.Text) { figures(t, d.server, d.reaper) },
 		Machine: guest.NewMachine(guest.MachineConfig{
-			Settings: settings, Clock: cfg.clock(), Mounter: mounter{reaper}, Log: log, Root: "/",
+			Settings: d.settings, Clock: d.clock(), Mounter: mounter{d.reaper}, Log: d.Log, Root: "/",
 		}),
 	}
-	if cfg.Firecracker {
-		who := newIdentity(mmds.New(mmds.Address).Fetch, settings, "/", log)
-		g.add("identity", who.run, nil)
-		coordinator.Register(who)
+	if d.Firecracker {
+		who := newIdentity(mmds.New(mmds.Address).Fetch, d.settings, "/", d.Log)
+		d.group.add("identity", who.run, nil)
+		d.coordinator.Register(who)
 		wire.FromGuest, wire.Identities = server.FromGuest, who
 	}
-	if end.isInit {
-		wire.Shutdown = end.begin
+	if d.end.isInit {
+		wire.Shutdown = d.end.begin
 	}
-	handler := api.New(wire)
-	more, err := openListeners(cfg, end.isInit, log)
-	if err == nil {
-		srv, err = server.Open(net.JoinHostPort("", strconv.Itoa(cfg.Port)), handler, log, more...)
-	}
-	if err != nil {
-		if forwarder != nil {
-			_ = forwarder.Close() // it has not run
-		}
-		table.Close(ctx) // nothing runs in it yet; the group does not have it
-		return fmt.Errorf("start daemon: %w", err)
-	}
-	coordinator.Serve(srv)
-	// Closed in reverse: first processes, so that readers get their ends.
-	g.add("memory", trim.run, nil)
-	g.add("server", srv.Run, func(ctx context.Context) error { return srv.Close(ctx, process.ErrClosed) })
-	if forwarder != nil {
-		coordinator.Register(forwarder)
-		g.add("ports", forwarder.Run, func(context.Context) error { return forwarder.Close() })
-	}
-	g.add("watchers", nil, func(context.Context) error { return watchers.Close() })
-	g.add("processes", nil, func(context.Context) error { return end.processes(table) })
-	g.add("snapshot", nil, func(context.Context) error { coordinator.Close(); return nil })
-	g.start(ctx, "server")
+	d.handler = api.New(wire)
+	d.server = server.New(d.handler, d.Log, listeners...)
+	d.coordinator.Serve(d.server)
+	d.group.add("server", d.server.Run, func(ctx context.Context) error { return d.server.Close(ctx, process.ErrClosed) })
+	d.group.add("watchers", nil, func(context.Context) error { return watchers.Close() })
+}
 
-	ground.await()
-	if !end.isInit {
-		defer end.onSignal()()
+// serve answers first and then prepares what commands need.
+func (d *daemon) serve(ctx context.Context) error {
+	d.group.start(ctx, "server")
+	d.ground.await()
+	if !d.end.isInit {
+		defer d.end.onSignal()()
 	}
 	defer forgetSignals()()
-	g.start(ctx)
-	if err := guest.WriteSandbox("/", cfg.Firecracker); err != nil {
-		log.Warn("files do not say whether this is a sandbox; the environment does", "error", err)
+	d.group.start(ctx)
+	if err := guest.WriteSandbox("/", d.Firecracker); err != nil {
+		d.Log.Warn("files do not say whether this is a sandbox; the environment does", "error", err)
 	}
-	ground.prepare(cfg.CgroupRoot, log)
-	log.Info("envd is ready", "version", cfg.Version, "commit", cfg.Commit, "address", srv.Addr().String(), "firecracker", cfg.Firecracker)
-	if cfg.Command != "" {
-		run := func() error { return runCommand(table, settings, accounts, cfg.Command) }
-		if err := startCommand(ctx, coordinator, run); err != nil {
-			log.Error("start-up command did not start", "error", err)
+	d.ground.prepare(d.CgroupRoot, d.Log)
+	d.Log.Info("envd is ready", "version", d.Version, "commit", d.Commit, "address", d.server.Addr().String(), "firecracker", d.Firecracker)
+	if d.Command != "" {
+		run := func() error { return runCommand(d.table, d.settings, d.accounts, d.Command) }
+		if err := startCommand(ctx, d.coordinator, run); err != nil {
+			d.Log.Error("start-up command did not start", "error", err)
 		}
 	}
-	handler.Warm()
-	beginUsage(usage)
-	return g.wait(ctx, log)
+	d.handler.Warm()
+	beginUsage(d.usage)
+	return d.group.wait(ctx, d.Log)
 }
 
 func (cfg Config) clock() guest.Clock {

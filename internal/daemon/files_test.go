@@ -29,14 +29,15 @@ import (
 func serveFiles(t *testing.T, userAccess bool) string {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	srv, err := server.Open("127.0.0.1:0", api.New(api.Config{
-		Settings: guest.NewStore(guest.Settings{User: "root"}),
-		Accounts: guest.NewAccounts("/etc/passwd", "/etc/group"),
-		Log:      log, Cork: server.Cork, UserAccess: userAccess,
-	}), log)
+	listener, err := server.Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	srv := server.New(api.New(api.Config{
+		Settings: guest.NewStore(guest.Settings{User: "root"}),
+		Accounts: guest.NewAccounts("/etc/passwd", "/etc/group"),
+		Log:      log, Cork: server.Cork, UserAccess: userAccess,
+	}), log, listener)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(context.Background()) }()
 	t.Cleanup(func() {
@@ -46,7 +47,7 @@ func serveFiles(t *testing.T, userAccess bool) string {
 			t.Error(err)
 		}
 	})
-	return srv.Addr().String()
+	return listener.Addr().String()
 }
 
 // TestDownloadIsCopiedByTheKernel checks that nothing on the way from the

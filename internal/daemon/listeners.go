@@ -2,24 +2,28 @@ package daemon
 
 import (
 	"errors"
-	"log/slog"
 	"net"
+	"strconv"
 
 	"github.com/wrenn/envd/internal/server"
 )
 
-// openListeners opens what is to be served beside TCP. An init does without
-// what cannot be opened, such as vsock in a machine that has none: a host that
-// cannot reach it in one way may still do so in another.
-func openListeners(cfg Config, isInit bool, log *slog.Logger) ([]net.Listener, error) {
-	var open []net.Listener
+// openListeners opens what is to be served: TCP first. An init does without
+// what cannot be opened beside it, such as vsock in a machine that has none: a
+// host that cannot reach it in one way may still do so in another.
+func openListeners(cfg Config, isInit bool) ([]net.Listener, error) {
+	tcp, err := server.Listen(net.JoinHostPort("", strconv.Itoa(cfg.Port)))
+	if err != nil {
+		return nil, err
+	}
+	open := []net.Listener{tcp}
 	var errs []error
 	add := func(l net.Listener, err error) {
 		switch {
 		case err == nil:
 			open = append(open, l)
 		case isInit:
-			log.Warn("listener does not work", "error", err)
+			cfg.Log.Warn("listener does not work", "error", err)
 		default:
 			errs = append(errs, err)
 		}
@@ -31,10 +35,15 @@ func openListeners(cfg Config, isInit bool, log *slog.Logger) ([]net.Listener, e
 		add(server.ListenUnix(cfg.Unix))
 	}
 	if err := errors.Join(errs...); err != nil {
-		for _, l := range open {
-			_ = l.Close() // nothing came of it
-		}
+		closeAll(open)
 		return nil, err
 	}
 	return open, nil
+}
+
+// closeAll closes listeners that a server may have closed already.
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		_ = l.Close()
+	}
 }

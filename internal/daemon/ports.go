@@ -1,28 +1,31 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/wrenn/envd/internal/ports"
-	"github.com/wrenn/envd/internal/process"
 )
 
-// openPorts makes what forwards ports: nil where the kernel does not tell of
-// listeners, which the log says. Everything else works without.
-func openPorts(cfg Config, table *process.Table) (*ports.Forwarder, error) {
+// openPorts makes what forwards ports. Where the kernel does not tell of
+// listeners, everything else works without, and the log says so.
+func (d *daemon) openPorts() error {
 	f, err := ports.Open(ports.Config{
-		Address: cfg.ForwardIP,
-		Own:     uint16(cfg.Port),
-		Active:  func() bool { return table.Unsettled() > 0 },
-		Log:     cfg.Log,
+		Address: d.ForwardIP,
+		Own:     uint16(d.Port),
+		Active:  func() bool { return d.table.Unsettled() > 0 },
+		Log:     d.Log,
 	})
 	switch {
 	case errors.Is(err, ports.ErrAddress):
-		return nil, fmt.Errorf("flag forward-ip: %w", err)
+		return fmt.Errorf("flag forward-ip: %w", err)
 	case err != nil:
-		cfg.Log.Error("ports are not forwarded", "error", err)
-		return nil, nil //nolint:nilnil // nil is a forwarder that is not there
+		d.Log.Error("ports are not forwarded", "error", err)
+		return nil
 	}
-	return f, nil
+	d.forwarder = f
+	d.coordinator.Register(f)
+	d.group.add("ports", f.Run, func(context.Context) error { return f.Close() })
+	return nil
 }

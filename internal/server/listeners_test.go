@@ -58,7 +58,7 @@ func TestListeners(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open("127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := open(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil || !FromGuest(r.Context()) {
 			t.Errorf("body %v; not the guest's", err)
@@ -68,9 +68,6 @@ func TestListeners(t *testing.T) {
 			http.ServeFile(w, r, file)
 		}
 	}), quiet(), unixListener, vsockOver(t, vsockPath))
-	if err != nil {
-		t.Fatal(err)
-	}
 	run(t, s)
 	for _, tc := range []struct {
 		name string

@@ -32,37 +32,37 @@ const (
 // keepAlive finds idle connections whose peer is gone: after 60 s.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 30 * time.Second, Interval: 10 * time.Second, Count: 3}
 
-// Server serves one TCP port, and what else it was given to listen on.
+// Server serves all that it was given to listen on.
 type Server struct {
-	listeners []net.Listener // the TCP one first
+	listeners []net.Listener
 	http      *http.Server
 	cancel    context.CancelCauseFunc // ends the context of every request
 	conns     registry
-	sent      *atomic.Uint64
+	sent      atomic.Uint64 // bytes
 }
 
-// Open listens on the TCP address addr, and takes over the listeners more, which
-// ListenVsock and ListenUnix made. Connections wait there until Run.
-func Open(addr string, handler http.Handler, log *slog.Logger, more ...net.Listener) (*Server, error) {
+// Listen listens on the TCP address addr for New.
+func Listen(addr string) (net.Listener, error) {
 	lc := net.ListenConfig{KeepAliveConfig: keepAlive}
-	lc.SetMultipathTCP(false)
-	tcp, err := lc.Listen(context.Background(), "tcp", addr)
+	lc.SetMultipathTCP(false) // its sockets do not tell what origin.go asks for
+	l, err := lc.Listen(context.Background(), "tcp", addr)
 	if err != nil {
-		for _, l := range more {
-			_ = l.Close() // nothing came of it
-		}
 		return nil, fmt.Errorf("listen: %w", err)
 	}
-	var listeners []net.Listener
-	sent := new(atomic.Uint64)
-	for _, l := range append([]net.Listener{tcp}, more...) {
-		listeners = append(listeners, watched{l, deadCheck, sent})
-	}
+	return l, nil
+}
+
+// New makes a server of the listeners, which it takes over: those of Listen,
+// ListenVsock and ListenUnix. Connections wait there until Run.
+func New(handler http.Handler, log *slog.Logger, listeners ...net.Listener) *Server {
 	base, cancel := context.WithCancelCause(context.Background())
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	s := &Server{listeners: listeners, cancel: cancel, sent: sent}
+	s := &Server{cancel: cancel}
+	for _, l := range listeners {
+		s.listeners = append(s.listeners, watched{l, deadCheck, &s.sent})
+	}
 	s.http = &http.Server{
 		Handler:           Middleware(handler, log),
 		ReadHeaderTimeout: headerTimeout,
@@ -74,10 +74,10 @@ func Open(addr string, handler http.Handler, log *slog.Logger, more ...net.Liste
 		ConnState:         s.conns.track,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	return s, nil
+	return s
 }
 
-// Addr is the TCP address listened on.
+// Addr is the address of the first listener.
 func (s *Server) Addr() net.Addr { return s.listeners[0].Addr() }
 
 // Sent is how many bytes were sent so far, headers included.

@@ -24,12 +24,19 @@ const limit = 20 * time.Second
 // serve runs a server for handler until the test ends.
 func serve(t *testing.T, handler http.Handler, log *slog.Logger) *Server {
 	t.Helper()
-	s, err := Open("127.0.0.1:0", handler, log)
+	s := open(t, handler, log)
+	run(t, s)
+	return s
+}
+
+// open makes a server on a port of its own, beside more.
+func open(t *testing.T, handler http.Handler, log *slog.Logger, more ...net.Listener) *Server {
+	t.Helper()
+	l, err := Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, s)
-	return s
+	return New(handler, log, append([]net.Listener{l}, more...)...)
 }
 
 // run runs s until the test ends.
@@ -131,15 +138,12 @@ func TestCloseEndsStreams(t *testing.T) {
 	leaktest.Check(t)
 	cause := errors.New("the reason")
 	causes := make(chan error, 2)
-	s, err := Open("127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s := open(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 		causes <- context.Cause(r.Context())
 		_, _ = io.WriteString(w, "end")
 	}), quiet())
-	if err != nil {
-		t.Fatal(err)
-	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(t.Context()) }()
 	var bodies []io.ReadCloser
@@ -174,16 +178,13 @@ func TestCloseEndsStreams(t *testing.T) {
 // client does not read, is not waited for.
 func TestCloseWithinBudget(t *testing.T) {
 	leaktest.Check(t)
-	s, err := Open("127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	s := open(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		for {
 			if _, err := w.Write(make([]byte, 1<<20)); err != nil {
 				return
 			}
 		}
 	}), quiet())
-	if err != nil {
-		t.Fatal(err)
-	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(t.Context()) }()
 	res, err := client(t, false).Get("http://" + s.Addr().String())

@@ -31,12 +31,13 @@ import (
 func serve(t *testing.T) string {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	srv, err := server.Open("127.0.0.1:0", api.New(api.Config{
+	listener, err := server.Listen("127.0.0.1:0")
+	must(t, err)
+	srv := server.New(api.New(api.Config{
 		Settings: guest.NewStore(guest.Settings{User: "root"}),
 		Accounts: guest.NewAccounts("/etc/passwd", "/etc/group"),
 		Log:      log,
-	}), log)
-	must(t, err)
+	}), log, listener)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Run(context.Background()) }()
 	t.Cleanup(func() {
@@ -44,7 +45,7 @@ func serve(t *testing.T) string {
 		defer cancel()
 		must(t, errors.Join(srv.Close(ctx, errors.New("the test is over")), <-ended))
 	})
-	return srv.Addr().String()
+	return listener.Addr().String()
 }
 
 // breaker is a proxy that resets each connection after so many bytes in either
