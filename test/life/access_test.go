@@ -120,7 +120,7 @@ func endpoints() []endpoint {
 		{method: "GET", path: "/envs", rule: guarded, ok: 200},
 		{method: "GET", path: "/ports", rule: guarded, ok: 200},
 		{method: "GET", path: "/snapshot", rule: guarded, ok: 200},
-		{method: "GET", path: "/metrics", rule: guarded},
+		{method: "GET", path: "/metrics", rule: guarded, ok: 200},
 		{method: "GET", path: "/files", rule: signed, ok: 200},
 		{method: "HEAD", path: "/files", rule: signed, ok: 200},
 		{method: "POST", path: "/files", rule: signed, body: "x", header: raw, ok: 200},
