@@ -108,3 +108,15 @@ func CloseWrite(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_WR) } // gone
 func ResetOnClose(fd uintptr) {
 	_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 }
+
+// LocalPort is the port that the socket fd has, or was reached at.
+func LocalPort(fd uintptr) (uint16, error) {
+	sa, err := unix.Getsockname(int(fd))
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(sa.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(sa.Port), nil
+	}
+	return 0, fmt.Errorf("getsockname: %w", errors.Join(err, unix.EAFNOSUPPORT))
+}

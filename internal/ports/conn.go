@@ -60,9 +60,14 @@ type conn struct {
 	closed bool // guarded by mu
 }
 
-// connectLocked forwards the connection fd, which it takes over.
+// connectLocked forwards the connection fd, which it takes over; without a
+// forward it is reset.
 func (f *Forwarder) connectLocked(fd int, fwd *forward) {
 	c := &conn{f: f, client: os.NewFile(uintptr(fd), "forwarded connection")}
+	if fwd == nil {
+		c.reset()
+		return
+	}
 	f.open[c] = struct{}{}
 	f.stats.accepted.Add(1)
 	f.stats.connections.Add(1)

@@ -28,7 +28,9 @@ func pair(t *testing.T) (f *Forwarder, client, server *net.TCPConn) {
 	return f, client, c.(*net.TCPConn)
 }
 
-func TestConnBothWays(t *testing.T) {
+func TestConnBothWays(t *testing.T) { bothWays(t, testConnBothWays) }
+
+func testConnBothWays(t *testing.T) {
 	f, client, server := pair(t)
 	const size = 8 << 20
 	up, down := make([]byte, size), make([]byte, size)
@@ -130,7 +132,9 @@ func TestConnResetAfterData(t *testing.T) {
 }
 
 // TestConnDialFails resets connections that nobody behind the forward takes.
-func TestConnDialFails(t *testing.T) {
+func TestConnDialFails(t *testing.T) { bothWays(t, testConnDialFails) }
+
+func testConnDialFails(t *testing.T) {
 	f := startForwarder(t, func(c *Config) { c.Active = func() bool { return false } })
 	l, port := listen(t, "127.0.0.1:0")
 	looked(t, f)
@@ -140,7 +144,11 @@ func TestConnDialFails(t *testing.T) {
 	c, err := net.Dial("tcp", at(port))
 	must(t, err)
 	defer c.Close()
-	f.acceptLocked(f.forwards[port])
+	id := doorID
+	if f.door == nil {
+		id = f.forwards[port].id
+	}
+	f.acceptLocked(id)
 	f.mu.Unlock()
 	must(t, c.SetDeadline(time.Now().Add(patience)))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -206,7 +214,9 @@ func TestConnNoDelay(t *testing.T) {
 }
 
 // TestConnLimit makes those wait that are too many.
-func TestConnLimit(t *testing.T) {
+func TestConnLimit(t *testing.T) { bothWays(t, testConnLimit) }
+
+func testConnLimit(t *testing.T) {
 	f := startForwarder(t)
 	l, port := listen(t, "127.0.0.1:0")
 	go greet(l, "hello")
@@ -230,7 +240,9 @@ func TestConnLimit(t *testing.T) {
 
 // TestConnRestartOnWildcard restarts a server on all addresses while a
 // connection through the forward lives on.
-func TestConnRestartOnWildcard(t *testing.T) {
+func TestConnRestartOnWildcard(t *testing.T) { bothWays(t, testConnRestartOnWildcard) }
+
+func testConnRestartOnWildcard(t *testing.T) {
 	f := startForwarder(t)
 	l, port := listen(t, "127.0.0.1:0")
 	client := dialForward(t, port)
@@ -251,7 +263,9 @@ func TestConnRestartOnWildcard(t *testing.T) {
 }
 
 // TestConnManyShort opens and closes many connections at once.
-func TestConnManyShort(t *testing.T) {
+func TestConnManyShort(t *testing.T) { bothWays(t, testConnManyShort) }
+
+func testConnManyShort(t *testing.T) {
 	f := startForwarder(t)
 	l, port := listen(t, "[::1]:0")
 	go greet(l, "short")

@@ -32,11 +32,65 @@ var keepAlive = linux.KeepAlive{Idle: 30 * time.Second, Interval: 10 * time.Seco
 type forward struct {
 	id       int32
 	port     uint16
-	listener *linux.Listener
+	listener *linux.Listener // nil where connections are steered
 	targets  targets
 }
 
-// forwardLimit is how many forwards there may be.
+// door is the one listening socket that connections to all forwarded ports are
+// steered to, where the kernel can do that.
+type door struct {
+	listener *linux.Listener
+	port     uint16 // its own, at which nothing is forwarded
+	steering *linux.Steering
+}
+
+// openDoor makes a door on addr.
+func openDoor(addr netip.Addr) (_ *door, err error) {
+	d := &door{}
+	if d.listener, err = linux.ListenTCP(netip.AddrPortFrom(addr, 0), backlog, keepAlive); err != nil {
+		return nil, err
+	}
+	if d.port, err = linux.LocalPort(uintptr(d.listener.FD())); err == nil {
+		d.steering, err = linux.OpenSteering(addr, d.listener.FD())
+	}
+	if err != nil {
+		_ = d.listener.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *door) close() {
+	d.steering.Close()
+	_ = d.listener.Close()
+}
+
+// knockLocked makes the door, once. Without one, forwards are bound.
+func (f *Forwarder) knockLocked() {
+	if f.knocked || f.cfg.bound {
+		return
+	}
+	f.knocked = true
+	d, err := openDoor(f.cfg.Address)
+	if err == nil {
+		if err = f.epoll.Add(d.listener.FD(), doorID); err != nil {
+			d.close()
+		}
+	}
+	if err != nil {
+		f.cfg.Log.Debug("forwarded ports are bound", "reason", err)
+		return
+	}
+	f.door = d
+}
+
+// oursLocked tells whether we listen on the forward address at that port.
+func (f *Forwarder) oursLocked(port uint16) bool {
+	fwd := f.forwards[port]
+	return fwd != nil && fwd.listener != nil || f.door != nil && f.door.port == port
+}
+
+// forwardLimit is how many forwards there may be that are bound.
 func forwardLimit() int {
 	return min(maxForwards, linux.FileLimit()/fileShare)
 }
@@ -72,7 +126,24 @@ func (f *Forwarder) openLocked(port uint16, to targets) error {
 	if len(f.forwards) >= f.most {
 		return errTooMany
 	}
-	l, err := linux.ListenTCP(netip.AddrPortFrom(f.cfg.Address, port), backlog, keepAlive)
+	f.knockLocked()
+	fwd := &forward{port: port, targets: to}
+	if err := f.admitLocked(fwd); err != nil {
+		return err
+	}
+	f.forwards[port] = fwd
+	f.stats.forwards.Add(1)
+	f.cfg.Log.Debug("port is forwarded", "port", port)
+	return nil
+}
+
+// admitLocked lets connections to a port in: by the door, or by a socket of its
+// own.
+func (f *Forwarder) admitLocked(fwd *forward) (err error) {
+	if f.door != nil {
+		return f.door.steering.Add(fwd.port)
+	}
+	fwd.listener, err = linux.ListenTCP(netip.AddrPortFrom(f.cfg.Address, fwd.port), backlog, keepAlive)
 	if err != nil {
 		return err
 	}
@@ -81,21 +152,23 @@ func (f *Forwarder) openLocked(port uint16, to targets) error {
 		f.lastID = max(lastFixedID, f.lastID+1)
 		_, used = f.byID[f.lastID]
 	}
-	fwd := &forward{id: f.lastID, port: port, listener: l, targets: to}
-	if err := f.epoll.Add(l.FD(), fwd.id); err != nil {
-		_ = l.Close()
+	fwd.id = f.lastID
+	if err := f.epoll.Add(fwd.listener.FD(), fwd.id); err != nil {
+		_ = fwd.listener.Close()
 		return err
 	}
-	f.forwards[port], f.byID[fwd.id] = fwd, fwd
-	f.stats.forwards.Add(1)
-	f.cfg.Log.Debug("port is forwarded", "port", port)
+	f.byID[fwd.id] = fwd
 	return nil
 }
 
 func (f *Forwarder) closeLocked(fwd *forward) {
 	delete(f.forwards, fwd.port)
 	delete(f.byID, fwd.id)
-	_ = fwd.listener.Close()
+	if fwd.listener != nil {
+		_ = fwd.listener.Close()
+	} else if err := f.door.steering.Remove(fwd.port); err != nil {
+		f.cfg.Log.Error("port may still be forwarded", "port", fwd.port, "error", err)
+	}
 	f.stats.forwards.Add(-1)
 	f.cfg.Log.Debug("port is not forwarded any more", "port", fwd.port)
 	if len(f.forwards) == 0 { // maps do not shrink by themselves
@@ -111,40 +184,70 @@ func (f *Forwarder) closeForwardsLocked() {
 		f.closeLocked(fwd)
 	}
 	f.forgetLocked()
-	f.full = nil
 	_ = f.kernel.watch(false) // at worst, needless reports
 	f.notifyLocked()
 }
 
-// acceptLocked takes connections of a port that has some.
-func (f *Forwarder) acceptLocked(fwd *forward) {
+// acceptLocked takes the connections at a forward's socket, or at the door.
+func (f *Forwarder) acceptLocked(id int32) {
+	l := f.listenerLocked(id)
+	if l == nil {
+		return // closed meanwhile
+	}
 	for range acceptBatch {
 		if len(f.open) >= maxConnections {
-			f.full = append(f.full, fwd)
+			f.full = append(f.full, id)
 			return
 		}
-		fd, err := fwd.listener.Accept()
+		fd, err := l.Accept()
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			f.armLocked(fwd.listener.FD(), fwd.id)
+			f.armLocked(l.FD(), id)
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 			// Tried again when a connection has ended, or at the next look.
-			f.full = append(f.full, fwd)
+			f.full = append(f.full, id)
 			return
 		case err != nil: // of that connection, accept(2)
 			continue
 		}
-		f.connectLocked(fd, fwd)
+		f.connectLocked(fd, f.behindLocked(id, fd))
 	}
-	f.armLocked(fwd.listener.FD(), fwd.id)
+	f.armLocked(l.FD(), id)
 }
 
-// resumeAcceptingLocked lets the forwards go on that could not accept.
+func (f *Forwarder) listenerLocked(id int32) *linux.Listener {
+	if id == doorID && f.door != nil {
+		return f.door.listener
+	}
+	if fwd := f.byID[id]; fwd != nil {
+		return fwd.listener
+	}
+	return nil
+}
+
+// behindLocked is the forward of an accepted connection: nil when somebody came
+// to the door itself. One that ended since the connection was steered still
+// counts: its listener may have moved to all addresses.
+func (f *Forwarder) behindLocked(id int32, fd int) *forward {
+	if id != doorID {
+		return f.byID[id]
+	}
+	port, err := linux.LocalPort(uintptr(fd))
+	if err != nil || port == f.door.port {
+		return nil
+	}
+	if fwd := f.forwards[port]; fwd != nil {
+		return fwd
+	}
+	return &forward{port: port, targets: targets{loopback4, loopback6}}
+}
+
+// resumeAcceptingLocked lets those go on that could not accept.
 func (f *Forwarder) resumeAcceptingLocked() {
-	for _, fwd := range f.full {
-		if f.byID[fwd.id] == fwd {
-			f.armLocked(fwd.listener.FD(), fwd.id)
+	for _, id := range f.full {
+		if l := f.listenerLocked(id); l != nil {
+			f.armLocked(l.FD(), id)
 		}
 	}
 	f.full = f.full[:0]

@@ -32,6 +32,8 @@ type Config struct {
 	// not block: it is called with locks held.
 	Active func() bool
 	Log    *slog.Logger
+
+	bound bool // do not steer; for tests
 }
 
 // Forwarder finds listening sockets and forwards ports. Open makes it, Run
@@ -65,9 +67,11 @@ type Forwarder struct {
 	forwards  map[uint16]*forward
 	byID      map[int32]*forward
 	lastID    int32
-	most      int        // forwards at a time
-	retryAt   time.Time  // when to try again what could not be forwarded; zero: nothing
-	full      []*forward // not accepting, for want of descriptors
+	most      int       // forwards at a time
+	retryAt   time.Time // when to try again what could not be forwarded; zero: nothing
+	full      []int32   // not accepting, for want of descriptors
+	door      *door     // nil: forwards are bound, or there were none yet
+	knocked   bool      // whether there can be a door was tried
 	open      map[*conn]struct{}
 	watches   int
 	changed   chan struct{} // closed at the next change
@@ -78,6 +82,7 @@ const (
 	timerID int32 = iota
 	destroyedID
 	addressesID
+	doorID
 	lastFixedID
 )
 
@@ -172,9 +177,7 @@ func (f *Forwarder) serve(id int32) {
 		f.lookLocked()
 		f.armLocked(f.kernel.addresses.FD(), id)
 	default:
-		if fwd := f.byID[id]; fwd != nil {
-			f.acceptLocked(fwd)
-		}
+		f.acceptLocked(id)
 	}
 }
 
@@ -220,6 +223,10 @@ func (f *Forwarder) Close() error {
 		return nil
 	}
 	f.closeForwardsLocked()
+	if f.door != nil {
+		f.door.close()
+		f.door = nil
+	}
 	f.kernel.close()
 	f.kernel = nil
 	var err error

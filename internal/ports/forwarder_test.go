@@ -19,7 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func TestForwardLoopback(t *testing.T) {
+func TestForwardLoopback(t *testing.T) { bothWays(t, testForwardLoopback) }
+
+func testForwardLoopback(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1:0", "[::1]:0", "[::]:0", "[::ffff:127.0.0.1]:0"} {
 		t.Run(addr, func(t *testing.T) {
 			startForwarder(t)
@@ -50,7 +52,9 @@ func listenMapped(t *testing.T) net.Listener {
 	return l
 }
 
-func TestForwardLeftAlone(t *testing.T) {
+func TestForwardLeftAlone(t *testing.T) { bothWays(t, testForwardLeftAlone) }
+
+func testForwardLeftAlone(t *testing.T) {
 	own, ownPort := listen(t, "127.0.0.1:0")
 	defer own.Close()
 	f := startForwarder(t, func(c *Config) { c.Own = ownPort })
@@ -84,7 +88,9 @@ func listenPort(t *testing.T, addr string) uint16 {
 	return port
 }
 
-func TestForwardBothFamilies(t *testing.T) {
+func TestForwardBothFamilies(t *testing.T) { bothWays(t, testForwardBothFamilies) }
+
+func testForwardBothFamilies(t *testing.T) {
 	f := startForwarder(t)
 	four, port := listen(t, "127.0.0.1:0")
 	six, err := net.Listen("tcp6", fmt.Sprintf("[::1]:%d", port))
@@ -125,7 +131,9 @@ func TestForwardRelisten(t *testing.T) {
 
 // TestForwardDoesNotStandInTheWay is a server that restarts on all addresses,
 // in a tight loop: the moment its end is known it must be able to bind.
-func TestForwardDoesNotStandInTheWay(t *testing.T) {
+func TestForwardDoesNotStandInTheWay(t *testing.T) { bothWays(t, testForwardDoesNotStandInTheWay) }
+
+func testForwardDoesNotStandInTheWay(t *testing.T) {
 	// Never by looking: only the kernel's report is quick enough.
 	f := startForwarder(t, func(c *Config) { c.Active = func() bool { return false } })
 	const rounds = 50
@@ -159,6 +167,57 @@ func TestForwardDoesNotStandInTheWay(t *testing.T) {
 	t.Logf("bound after median %v, at most %v", waits[rounds/2], waits[rounds-1])
 	if waits[rounds/2] > 20*time.Millisecond {
 		t.Errorf("the port is free only after %v", waits[rounds/2])
+	}
+}
+
+// TestForwardSteeredIsNeverInTheWay binds all addresses in the instruction after
+// the close of the loopback listener: a steered port is bound by nobody.
+func TestForwardSteeredIsNeverInTheWay(t *testing.T) {
+	f := startForwarder(t)
+	for i := range 200 {
+		l, port := listen(t, "127.0.0.1:0")
+		looked(t, f)
+		if !forwards(f, port) {
+			t.Fatal("not forwarded")
+		}
+		if f.door == nil {
+			t.Fatal("this kernel does not steer (CONFIG_BPF_SYSCALL, Linux 5.9)")
+		}
+		must(t, l.Close())
+		again, err := net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port))
+		if err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		// Until the change is noticed, the door leads to the new server.
+		word := fmt.Sprint("round ", i)
+		go greet(again, word)
+		wantWord(t, dialForward(t, port), word)
+		must(t, again.Close())
+	}
+}
+
+// TestDoor: who comes to the door itself is turned away, and it is nobody's
+// port.
+func TestDoor(t *testing.T) {
+	f := startForwarder(t)
+	_, port := listen(t, "127.0.0.1:0")
+	wantForward(t, f, port, true)
+	f.mu.Lock()
+	door := f.door.port
+	f.mu.Unlock()
+	c, err := net.Dial("tcp", at(door))
+	if err == nil { // else the reset came first
+		defer c.Close()
+		must(t, c.SetDeadline(time.Now().Add(patience)))
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("got %v, want a reset", err)
+	}
+	ports, err := f.List()
+	must(t, err)
+	if len(ports) != 1 || ports[0].Addr.Port() != port {
+		t.Errorf("ports %+v", ports)
 	}
 }
 
@@ -213,7 +272,7 @@ func listenReuse(t *testing.T, l net.Listener) net.Listener {
 
 func TestForwardThousandsOfListeners(t *testing.T) {
 	const n = 1200
-	f := startForwarder(t)
+	f := startForwarder(t, func(c *Config) { c.bound = true })
 	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		must(t, err)
@@ -230,7 +289,9 @@ func TestForwardThousandsOfListeners(t *testing.T) {
 }
 
 // TestForwardLimit leaves the rest unforwarded, and takes them when there is room.
-func TestForwardLimit(t *testing.T) {
+func TestForwardLimit(t *testing.T) { bothWays(t, testForwardLimit) }
+
+func testForwardLimit(t *testing.T) {
 	f := startForwarder(t)
 	f.mu.Lock()
 	f.most = 3
@@ -255,7 +316,7 @@ func TestForwardLimit(t *testing.T) {
 }
 
 func TestForwardBusyAddress(t *testing.T) {
-	f := startForwarder(t)
+	f := startForwarder(t, func(c *Config) { c.bound = true })
 	// Bound and not listening: the kernel does not list it, and it is in the way.
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must(t, err)
@@ -272,7 +333,9 @@ func TestForwardBusyAddress(t *testing.T) {
 	wantForward(t, f, port, true)
 }
 
-func TestQuiesce(t *testing.T) {
+func TestQuiesce(t *testing.T) { bothWays(t, testQuiesce) }
+
+func testQuiesce(t *testing.T) {
 	f := startForwarder(t)
 	l, port := listen(t, "127.0.0.1:0")
 	wantForward(t, f, port, true)
@@ -335,7 +398,9 @@ func (b *syncBuffer) Reset() {
 	b.b.Reset()
 }
 
-func TestAddressComesAndGoes(t *testing.T) {
+func TestAddressComesAndGoes(t *testing.T) { bothWays(t, testAddressComesAndGoes) }
+
+func testAddressComesAndGoes(t *testing.T) {
 	var log syncBuffer
 	addr := netip.MustParseAddr("169.254.7.7")
 	ip := func(verb string) {
@@ -364,9 +429,11 @@ func TestAddressComesAndGoes(t *testing.T) {
 	eventually(t, "one line says that the address is gone", said("not on this machine"))
 }
 
-func TestForwardToIPv6(t *testing.T) {
+func TestForwardToIPv6(t *testing.T) { bothWays(t, testForwardToIPv6) }
+
+func testForwardToIPv6(t *testing.T) {
 	addr := netip.MustParseAddr("fd00:21::1")
-	if out, err := exec.Command("ip", "addr", "add", addr.String()+"/64", "dev", "lo", "nodad").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ip", "addr", "replace", addr.String()+"/64", "dev", "lo", "nodad").CombinedOutput(); err != nil {
 		t.Fatalf("ip addr add: %v: %s", err, out)
 	}
 	f := startForwarder(t, func(c *Config) { c.Address = addr })
@@ -386,7 +453,9 @@ func TestForwardToIPv6(t *testing.T) {
 	}
 }
 
-func TestClose(t *testing.T) {
+func TestClose(t *testing.T) { bothWays(t, testClose) }
+
+func testClose(t *testing.T) {
 	f := startForwarder(t)
 	l, port := listen(t, "127.0.0.1:0")
 	client := dialForward(t, port)

@@ -53,7 +53,7 @@ func (f *Forwarder) List() ([]Port, error) {
 func (f *Forwarder) othersLocked(list []Listener) []Listener {
 	return slices.DeleteFunc(list, func(l Listener) bool {
 		port := l.Addr.Port()
-		return port == f.cfg.Own || l.Addr.Addr() == f.cfg.Address && f.forwards[port] != nil
+		return port == f.cfg.Own || l.Addr.Addr() == f.cfg.Address && f.oursLocked(port)
 	})
 }
 

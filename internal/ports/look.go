@@ -159,7 +159,7 @@ func (f *Forwarder) wantedLocked(list []Listener) map[uint16]targets {
 	if !f.present {
 		return nil
 	}
-	return wanted(list, f.cfg.Address, f.cfg.Own, f.forwardedLocked)
+	return wanted(list, f.cfg.Address, f.cfg.Own, f.oursLocked)
 }
 
 // forgetLocked makes the next look act even if nothing has changed.

@@ -88,6 +88,17 @@ func helperMain(part string, args []string) int {
 	return 0
 }
 
+// bound makes forwarders bind the ports, as where the kernel cannot steer.
+var bound bool
+
+// bothWays runs a test with ports that are steered and with bound ones.
+func bothWays(t *testing.T, test func(t *testing.T)) {
+	t.Run("steered", test)
+	bound = true
+	defer func() { bound = false }()
+	t.Run("bound", test)
+}
+
 // startForwarder runs a forwarder to the end of the test.
 func startForwarder(t testing.TB, change ...func(*Config)) *Forwarder {
 	t.Helper()
@@ -95,6 +106,7 @@ func startForwarder(t testing.TB, change ...func(*Config)) *Forwarder {
 	cfg := Config{
 		Address: forwardAddr,
 		Active:  func() bool { return true },
+		bound:   bound,
 		Log:     slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, c := range change {
