@@ -5,10 +5,22 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // defaultPath is what the kernel starts init without.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Uptime is how long ago the kernel started.
+func Uptime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0 // a kernel has it since 2.6.39
+	}
+	return time.Duration(ts.Nano())
+}
 
 // Up prepares the machine that this process is init of.
 func Up(log *slog.Logger) {

@@ -70,6 +70,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	end := &end{isInit: cfg.Firecracker && os.Getpid() == 1}
 	ctx, end.cancel = context.WithCancel(ctx)
 	defer end.cancel()
+	end.started = boot.Uptime()
 	if end.isInit {
 		defer end.down(cfg.Log, &err)
 		defer end.onSignal()()
@@ -115,6 +116,9 @@ func (d *daemon) open() (err error) {
 	runGround := func(ctx context.Context) error { return d.ground.run(ctx, d.Firecracker, d.Log) }
 	d.group.add("cgroups", runGround, func(context.Context) error { return d.ground.close() })
 	d.coordinator = snapshot.New(snapshotConfig(d.ground, d.Log))
+	if d.end.isInit {
+		d.openClock() // the first to resume: commands go on with the right time
+	}
 	d.trim = newTrimmer(quietSpell)
 	d.coordinator.Register(d.trim)
 	d.group.add("memory", d.trim.run, nil)
@@ -133,6 +137,16 @@ func (d *daemon) open() (err error) {
 	d.group.add("processes", nil, func(context.Context) error { return d.end.processes(d.table) })
 	d.group.add("snapshot", nil, func(context.Context) error { d.coordinator.Close(); return nil })
 	return nil
+}
+
+// openClock keeps the clock at the host's, where the host shows one.
+func (d *daemon) openClock() {
+	clock := boot.OpenClock(d.Log)
+	if clock == nil {
+		return
+	}
+	d.coordinator.Register(clock)
+	d.group.add("clock", clock.Run, func(context.Context) error { return clock.Close() })
 }
 
 func (d *daemon) openTable() (err error) {
@@ -192,6 +206,7 @@ func (d *daemon) openServer(listeners []net.Listener) {
 // serve answers first and then prepares what commands need.
 func (d *daemon) serve(ctx context.Context) error {
 	d.group.start(ctx, "server")
+	serving := boot.Uptime()
 	d.ground.await()
 	if !d.end.isInit {
 		defer d.end.onSignal()()
@@ -202,6 +217,9 @@ func (d *daemon) serve(ctx context.Context) error {
 		d.Log.Warn("files do not say whether this is a sandbox; the environment does", "error", err)
 	}
 	d.ground.prepare(d.CgroupRoot, d.Log)
+	if d.end.isInit {
+		d.Log.Info("the machine is up", "served_after", serving, "of_which_envd", serving-d.end.started)
+	}
 	d.Log.Info("envd is ready", "version", d.Version, "commit", d.Commit, "address", d.server.Addr().String(), "firecracker", d.Firecracker)
 	if d.Command != "" {
 		run := func() error { return runCommand(d.table, d.settings, d.accounts, d.Command) }

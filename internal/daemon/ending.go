@@ -24,6 +24,8 @@ var ending = []os.Signal{unix.SIGTERM, unix.SIGINT, unix.SIGQUIT}
 type end struct {
 	cancel context.CancelFunc // of the context that the daemon runs under
 	isInit bool
+	// started is when the daemon did, after the kernel.
+	started time.Duration
 
 	mu      sync.Mutex
 	begun   bool          // guarded by mu, as is all below; the first word counts

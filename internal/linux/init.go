@@ -58,6 +58,16 @@ func StepClock(offset int64) error {
 	return nil
 }
 
+// SlewClock makes the wall clock gain offset nanoseconds, or lose them, by
+// running half a per mille faster or slower (adjtimex(2), ADJ_OFFSET_SINGLESHOT).
+func SlewClock(offset int64) error {
+	tx := unix.Timex{Modes: unix.ADJ_OFFSET_SINGLESHOT, Offset: offset / 1000} // microseconds
+	if _, err := unix.ClockAdjtime(unix.CLOCK_REALTIME, &tx); err != nil {
+		return fmt.Errorf("slew clock: %w", err)
+	}
+	return nil
+}
+
 // HasChildren tells whether the process has a child, an adopted one or one that
 // is a zombie included. It reaps nothing.
 func HasChildren() bool {

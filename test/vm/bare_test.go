@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"encoding/json"
 	"os"
 	"regexp"
 	"slices"
@@ -76,6 +77,7 @@ func checkShutdown(t *testing.T, m *machine, disk string) {
 // checkBoot wants a boot of which no step went wrong.
 func checkBoot(t *testing.T, m *machine) {
 	must(t, m.console.wait("envd is ready", stepLimit))
+	m.logTimes(t)
 	if log := m.console.String(); strings.Contains(log, "boot step did not work") {
 		t.Errorf("the console says:\n%s", log)
 	}
@@ -87,6 +89,29 @@ func checkBoot(t *testing.T, m *machine) {
 // checkListeners calls by vsock, by a unix socket and by the addresses of the
 // machine, that of its network card included, from inside: what is for the host
 // alone is refused there.
+// logTimes tells how long the boot took by the guest's own clock.
+func (m *machine) logTimes(t *testing.T) {
+	t.Helper()
+	for line := range strings.Lines(m.console.String()) {
+		var up struct {
+			Msg    string        `json:"msg"`
+			Served time.Duration `json:"served_after"`
+			Envd   time.Duration `json:"of_which_envd"`
+		}
+		if json.Unmarshal([]byte(line), &up) == nil && up.Msg == "the machine is up" {
+			t.Logf("served %v after the kernel's start, of which %v are the daemon's; its anonymous memory is %d KiB",
+				up.Served.Round(time.Millisecond), up.Envd.Round(time.Millisecond), m.anonymous(t)>>10)
+			if up.Served <= 0 || up.Envd <= 0 || up.Envd >= up.Served {
+				t.Errorf("times %+v", up)
+			}
+			return
+		}
+	}
+	t.Error("the console does not tell how long the boot took")
+}
+
+// checkListeners calls by vsock and by a unix socket, from inside: what is for
+// the host alone is refused there.
 func checkListeners(t *testing.T, m *machine) {
 	for _, by := range [][]string{
 		{"vsock", "1024"}, {"unix", "/run/envd.sock"}, {"tcp", "127.0.0.1:49983"}, {"tcp", "[::1]:49983"}, {"tcp", guestIP + ":49983"},
