@@ -26,6 +26,7 @@ type batch struct {
 	http.ResponseWriter
 	held bool
 	done bool       // see complete
+	sent bool       // something was written
 	cork func(bool) // of the connection; see Config.Cork
 	buf  *[]byte    // pooled; nil when nothing is gathered
 	err  error      // of a write; later ones fail alike
@@ -96,6 +97,7 @@ func (b *batch) drain() {
 		return
 	}
 	if b.err == nil {
+		b.sent = true
 		_, b.err = b.ResponseWriter.Write(*b.buf)
 	}
 	*b.buf = (*b.buf)[:0]
@@ -129,6 +131,15 @@ func (b *batch) release() error {
 	b.held = false
 	b.Flush()
 	return b.err
+}
+
+// takeBack drops what is gathered. It reports false when some of the response
+// was written already.
+func (b *batch) takeBack() bool {
+	if b.buf != nil {
+		*b.buf = (*b.buf)[:0]
+	}
+	return !b.sent
 }
 
 // complete says that the response's body is whole: what is written from now on

@@ -100,6 +100,25 @@ func TestBatchComplete(t *testing.T) {
 	w.want(t, "whole")
 }
 
+// TestBatchTakeBack checks that an error can replace what was not sent yet.
+func TestBatchTakeBack(t *testing.T) {
+	w := &writes{}
+	b := &batch{ResponseWriter: w}
+	if !b.takeBack() {
+		t.Error("nothing was sent")
+	}
+	w.text(t, "part", b)
+	if !b.takeBack() {
+		t.Error("nothing was sent")
+	}
+	w.text(t, "error", b)
+	b.Flush()
+	w.want(t, "error", "FLUSH")
+	if b.takeBack() {
+		t.Error("some was sent")
+	}
+}
+
 // TestBatchError checks that after a failed write nothing is written.
 func TestBatchError(t *testing.T) {
 	broken := errors.New("broken")

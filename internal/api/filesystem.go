@@ -74,9 +74,7 @@ func (s *filesystemService) Remove(ctx context.Context, req *connect.Request[pb.
 func (s *filesystemService) ListDir(ctx context.Context, req *connect.Request[pb.ListDirRequest]) (*connect.Response[pb.ListDirResponse], error) {
 	out := batchFrom(ctx)
 	enc := entryEncoder{json: isJSON(req.Header())}
-	begun := false
 	err := s.viewOf(ctx).List(req.Msg.Path, req.Msg.Depth, func(e filesystem.Entry) error {
-		begun = true
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -88,7 +86,7 @@ func (s *filesystemService) ListDir(ctx context.Context, req *connect.Request[pb
 		_ = out.gather(enc.end) // the client is gone: nothing to tell
 		out.complete()
 		return connect.NewResponse(&pb.ListDirResponse{}), nil
-	case begun:
+	case !out.takeBack():
 		// Whole or an error: too late for another than a broken answer.
 		panic(http.ErrAbortHandler)
 	default:

@@ -3,7 +3,9 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"io"
 	iofs "io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -411,6 +413,33 @@ func TestReach(t *testing.T) {
 		must(t, err)
 		if got := slices.Contains(paths(list), p+"/inside"); c.d.access && got {
 			t.Errorf("lists what may not be seen: %q", paths(list))
+		}
+	})
+}
+
+// TestListDirCutOff checks that a listing which cannot be finished looks
+// broken, and not complete: its deadline passes while the client does not read.
+func TestListDirCutOff(t *testing.T) {
+	each(t, "connect-proto-http1", func(t *testing.T, c *call) {
+		dir := ramDir(t)
+		for i := range 20_000 { // more than the sockets' buffers hold
+			must(t, unix.Mknod(fmt.Sprintf("%s/%s%05d", dir, strings.Repeat("n", 245), i), unix.S_IFREG, 0))
+		}
+		req, err := http.NewRequestWithContext(bounded(t), http.MethodPost, c.d.base+methodListDir, strings.NewReader(`{"path":"`+dir+`"}`))
+		must(t, err)
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Connect-Timeout-Ms", "300")
+		deadline := time.After(600 * time.Millisecond)
+		res, err := http1().Do(req)
+		must(t, err)
+		defer res.Body.Close()
+		if res.StatusCode != http.StatusOK { // the machine was too busy for it to begin
+			return
+		}
+		<-deadline
+		body, err := io.ReadAll(res.Body)
+		if err == nil {
+			t.Errorf("%d bytes came in good order, up to %.30q", len(body), body[max(0, len(body)-30):])
 		}
 	})
 }

@@ -340,3 +340,20 @@ func TestWatchLatency(t *testing.T) {
 		}
 	})
 }
+
+// TestWatchStopped checks that a daemon which stops says so, and does not wait
+// for its watches.
+func TestWatchStopped(t *testing.T) {
+	t.Parallel()
+	if program == "" {
+		t.Skip("the daemon is not ours to stop")
+	}
+	d := &daemon{name: "stopped"}
+	must(t, d.start())
+	c := callerOf(t, d, "connect-json-http1")
+	dir := userDir(t)
+	w := c.watchDir(t.Context(), &fs.WatchDirRequest{Path: dir, Recursive: true})
+	c.createWatcher(t.Context(), &fs.CreateWatcherRequest{Path: dir})
+	must(t, d.stop())
+	w.wantEnd(connect.CodeUnavailable)
+}
