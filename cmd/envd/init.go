@@ -17,7 +17,11 @@ func parse(fs *flag.FlagSet, args []string, isInit bool) error {
 	}
 	for {
 		err := fs.Parse(args)
-		args = fs.Args()
+		if rest := fs.Args(); err != nil && len(rest) == len(args) {
+			args = args[1:] // what has no name, such as "--=", package flag leaves there
+		} else {
+			args = rest
+		}
 		switch {
 		case err != nil && !isInit || err == nil && len(args) == 0:
 			return err
