@@ -60,9 +60,10 @@ func (s *Steering) Add(port uint16) error { return updateMap(s.ports, uint32(por
 // Remove ends what Add began.
 func (s *Steering) Remove(port uint16) error {
 	key := uint32(port)
-	attr := mapElement{fd: uint32(s.ports), key: uint64(uintptr(unsafe.Pointer(&key)))}
+	var pins runtime.Pinner
+	defer pins.Unpin()
+	attr := mapElement{fd: uint32(s.ports), key: address(&pins, &key)}
 	_, err := bpf(unix.BPF_MAP_DELETE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(&key)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("stop steering port %d: %w", port, err)
 	}
@@ -97,13 +98,10 @@ func createMap(kind, valueSize, entries, flags uint32) (int, error) {
 }
 
 func updateMap(fd int, key, value uint32) error {
-	attr := mapElement{
-		fd:  uint32(fd),
-		key: uint64(uintptr(unsafe.Pointer(&key))), value: uint64(uintptr(unsafe.Pointer(&value))),
-	}
+	var pins runtime.Pinner
+	defer pins.Unpin()
+	attr := mapElement{fd: uint32(fd), key: address(&pins, &key), value: address(&pins, &value)}
 	_, err := bpf(unix.BPF_MAP_UPDATE_ELEM, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(&key)
-	runtime.KeepAlive(&value)
 	if err != nil {
 		return fmt.Errorf("steer: %w", err)
 	}
@@ -112,6 +110,8 @@ func updateMap(fd int, key, value uint32) error {
 
 func loadSteering(program []byte) (int, error) {
 	license := []byte("Apache-2.0\x00")
+	var pins runtime.Pinner
+	defer pins.Unpin()
 	attr := struct {
 		kind, instructions uint32
 		program, license   uint64 // pointers
@@ -122,16 +122,21 @@ func loadSteering(program []byte) (int, error) {
 		device, attach     uint32
 	}{
 		kind: unix.BPF_PROG_TYPE_SK_LOOKUP, instructions: uint32(len(program) / 8),
-		program: uint64(uintptr(unsafe.Pointer(&program[0]))), license: uint64(uintptr(unsafe.Pointer(&license[0]))),
+		program: address(&pins, &program[0]), license: address(&pins, &license[0]),
 		attach: unix.BPF_SK_LOOKUP,
 	}
 	fd, err := bpf(unix.BPF_PROG_LOAD, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(program)
-	runtime.KeepAlive(license)
 	if err != nil {
 		return -1, fmt.Errorf("load steering: %w", err)
 	}
 	return fd, nil
+}
+
+// address is that of what p points to, until pins let go. A variable on the
+// stack would move with it, and the number in the kernel's argument would not.
+func address[T any](pins *runtime.Pinner, p *T) uint64 {
+	pins.Pin(p)
+	return uint64(uintptr(unsafe.Pointer(p)))
 }
 
 // bpf is bpf(2). Every descriptor it answers is close-on-exec.
