@@ -3,8 +3,10 @@ package api
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	pb "github.com/wrenn/envd/gen/process"
@@ -44,6 +46,13 @@ type follower struct {
 	gaps      bool // the client asked for an offset
 	frames    framer
 	send      func(*pb.ProcessEvent) error // anything but output
+	sent      time.Time                    // when anything was sent last
+	quiet     *time.Timer                  // of keepalives; nil until something is waited for
+
+	writing atomic.Int64 // when the write under way began, in Unix ns; 0: none is
+	guarded atomic.Bool  // look will be called
+	guard   *time.Timer  // calls it; nil before the first write
+
 	// timeout ends the stream when the process was killed for it: for the
 	// stream that set it.
 	timeout bool
@@ -52,24 +61,14 @@ type follower struct {
 // run sends the start, the output and the end, with keepalives in between. It
 // returns when the end is sent, ctx ends or the cursor is cut off.
 func (f *follower) run(ctx context.Context) error {
+	defer f.stop()
+	out := batchFrom(ctx)
+	out.hold() // what there is already goes out with the start, in one write
 	if err := f.send(startEvent(f.p)); err != nil {
 		return err
 	}
-	quiet := time.NewTimer(f.keepalive)
-	defer quiet.Stop()
-	out := batchFrom(ctx)
-	for {
-		select {
-		case <-f.cursor.Ready():
-		case <-quiet.C:
-			if err := f.send(keepAliveEvent); err != nil {
-				return err
-			}
-			quiet.Reset(f.keepalive)
-			continue
-		case <-ctx.Done():
-			return f.ended(context.Cause(ctx))
-		}
+	<-f.cursor.Ready() // it was attached
+	for first := true; ; first = false {
 		b, err := f.cursor.Take(f.maxChunk())
 		if err != nil {
 			out.calls.readerCutOff()
@@ -77,21 +76,77 @@ func (f *follower) run(ctx context.Context) error {
 			time.AfterFunc(cutOffGrace, out.interrupt)
 			return err
 		}
-		if b.Empty() {
-			continue
+		if first || !b.Empty() {
+			if err := f.sendHeld(out, &b); err != nil || b.End != nil {
+				// Still held: what connect-go adds goes out with the rest.
+				return err
+			}
+			f.sent = time.Now()
 		}
-		guard := time.AfterFunc(cutOffGrace, func() { f.cutOff(out) })
-		out.hold()
-		err = f.sendBatch(out, &b)
-		if b.End == nil && err == nil {
-			err = out.release()
-		}
-		guard.Stop()
-		if err != nil || b.End != nil {
-			// Still held: what connect-go adds goes out with the rest.
+		if err := f.await(ctx); err != nil {
 			return err
 		}
-		quiet.Reset(f.keepalive)
+	}
+}
+
+// stop ends the timers.
+func (f *follower) stop() {
+	if f.quiet != nil {
+		f.quiet.Stop()
+	}
+	f.writing.Store(0)
+	if f.guard != nil {
+		f.guard.Stop()
+	}
+}
+
+// sendHeld sends a batch in one write, which it leaves to the caller at the
+// end or an error.
+func (f *follower) sendHeld(out *batch, b *process.Batch) error {
+	out.hold()
+	if b.End != nil {
+		return f.sendBatch(out, b) // who has read everything is not behind
+	}
+	f.watch(out)
+	defer f.writing.Store(0)
+	if err := f.sendBatch(out, b); err != nil {
+		return err
+	}
+	return out.release()
+}
+
+// await waits until there is something to take, and sends keepalives
+// meanwhile.
+func (f *follower) await(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return f.ended(context.Cause(ctx))
+	}
+	select {
+	case <-f.cursor.Ready():
+		return nil
+	default:
+	}
+	if f.quiet == nil {
+		f.quiet = time.NewTimer(f.keepalive)
+	}
+	for {
+		select {
+		case <-f.cursor.Ready():
+			return nil
+		case <-f.quiet.C:
+			// The timer runs on while there is output, which moves sent alone.
+			if left := f.keepalive - time.Since(f.sent); left > 0 {
+				f.quiet.Reset(left)
+				continue
+			}
+			if err := f.send(keepAliveEvent); err != nil {
+				return err
+			}
+			f.sent = time.Now()
+			f.quiet.Reset(f.keepalive)
+		case <-ctx.Done():
+			return f.ended(context.Cause(ctx))
+		}
 	}
 }
 
@@ -104,13 +159,40 @@ func (f *follower) ended(cause error) error {
 	return cause
 }
 
-// cutOff interrupts a write that has been blocked for long, once the reader
-// has lost its place anyway. A reader that is alone keeps it. It is called on
-// a timer's goroutine, which the write's end stops.
-func (f *follower) cutOff(out *batch) {
-	if f.cursor.Behind() {
-		out.interrupt()
+// watch has a write that begins now interrupted when it has been blocked for
+// long, once the reader has lost its place anyway. A reader that is alone keeps
+// it. The timer runs on from write to write: to start one for each would wake
+// the runtime's poller each time.
+func (f *follower) watch(out *batch) {
+	if f.guard == nil {
+		f.guard = time.AfterFunc(math.MaxInt64, func() { f.look(out) }) // look sees the timer
 	}
+	f.writing.Store(time.Now().UnixNano())
+	if f.guarded.CompareAndSwap(false, true) {
+		f.guard.Reset(cutOffGrace)
+	}
+}
+
+// look is the timer's look at the write, on a goroutine of its own. It may run
+// once more after the handler has returned.
+func (f *follower) look(out *batch) {
+	began := f.writing.Load()
+	if began == 0 {
+		f.guarded.Store(false)
+		began = f.writing.Load()
+		if began == 0 || !f.guarded.CompareAndSwap(false, true) {
+			return // nothing to watch, or the next write has seen to it
+		}
+	}
+	left := cutOffGrace - time.Since(time.Unix(0, began))
+	if left <= 0 {
+		if f.cursor.Behind() {
+			out.interrupt()
+			return
+		}
+		left = cutOffGrace
+	}
+	f.guard.Reset(left)
 }
 
 func (f *follower) maxChunk() int {

@@ -8,25 +8,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PipeForReading makes a pipe for a child's output. Our end is non-blocking,
-// so that Close interrupts a read; the child's end blocks, since programs do
-// not expect EAGAIN from a pipe. The caller closes both.
-func PipeForReading() (ours, childs *os.File, err error) {
+// PipeForReading makes a pipe for a child's output. Our end is non-blocking; the
+// child's end blocks, since programs do not expect EAGAIN from a pipe. The
+// caller closes both.
+func PipeForReading() (ours Descriptor, childs *os.File, err error) {
 	r, w, err := pipe()
 	if err != nil {
-		return nil, nil, err
+		return -1, nil, err
 	}
-	return ownEnd(r, "pipe read end"), os.NewFile(uintptr(w), "pipe write end"), nil
+	return ownEnd(r), os.NewFile(uintptr(w), "pipe write end"), nil
 }
 
 // PipeForWriting makes a pipe for a child's input; see PipeForReading.
-func PipeForWriting() (ours, childs *os.File, err error) {
+func PipeForWriting() (ours Descriptor, childs *os.File, err error) {
 	r, w, err := pipe()
 	if err != nil {
-		return nil, nil, err
+		return -1, nil, err
 	}
-	return ownEnd(w, "pipe write end"), os.NewFile(uintptr(r), "pipe read end"), nil
+	return ownEnd(w), os.NewFile(uintptr(r), "pipe read end"), nil
 }
+
+// Descriptor is an open file that the runtime does not poll: it costs nothing
+// beyond the kernel's. Whoever has it closes it, once.
+type Descriptor int
+
+// Close closes the descriptor.
+func (d Descriptor) Close() error { return unix.Close(int(d)) }
+
+// File hands the descriptor, which is non-blocking, to the runtime's poller. It
+// is the file's from then on, whose Close interrupts reads and writes.
+func (d Descriptor) File(name string) *os.File { return os.NewFile(uintptr(d), name) }
 
 func pipe() (r, w int, err error) {
 	var fds [2]int
@@ -36,12 +47,13 @@ func pipe() (r, w int, err error) {
 	return fds[0], fds[1], nil
 }
 
-// ownEnd makes fd non-blocking and gives it to the runtime's poller. The two
-// ends of a pipe are separate file descriptions: the other one stays as it is.
-func ownEnd(fd int, name string) *os.File {
-	// Fails only for a bad descriptor.
-	_ = unix.SetNonblock(fd, true)
-	return os.NewFile(uintptr(fd), name)
+// ownEnd makes fd non-blocking. The two ends of a pipe are separate file
+// descriptions: the other one stays as it is.
+func ownEnd(fd int) Descriptor {
+	// Fails only for a bad descriptor. There is no flag to keep: access modes
+	// are not settable, and O_APPEND and the like are not set.
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_NONBLOCK)
+	return Descriptor(fd)
 }
 
 // GrowPipe enlarges the pipe behind fd to size bytes. Without CAP_SYS_RESOURCE

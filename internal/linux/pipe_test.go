@@ -13,12 +13,13 @@ import (
 
 func TestPipeModes(t *testing.T) {
 	leaktest.Check(t)
-	for name, open := range map[string]func() (*os.File, *os.File, error){
+	for name, open := range map[string]func() (Descriptor, *os.File, error){
 		"reading": PipeForReading, "writing": PipeForWriting,
 	} {
 		t.Run(name, func(t *testing.T) {
-			ours, childs, err := open()
+			d, childs, err := open()
 			must(t, err)
+			ours := d.File("ours")
 			defer ours.Close()
 			defer childs.Close()
 			wantCloseOnExec(t, ours)
@@ -40,8 +41,9 @@ func TestPipeModes(t *testing.T) {
 
 func TestPipeCloseInterruptsRead(t *testing.T) {
 	leaktest.Check(t)
-	ours, childs, err := PipeForReading()
+	d, childs, err := PipeForReading()
 	must(t, err)
+	ours := d.File("ours")
 	defer childs.Close()
 	ended := make(chan error)
 	reading := make(chan struct{})
@@ -59,8 +61,9 @@ func TestPipeCloseInterruptsRead(t *testing.T) {
 
 func TestPipeCloseInterruptsWrite(t *testing.T) {
 	leaktest.Check(t)
-	ours, childs, err := PipeForWriting()
+	d, childs, err := PipeForWriting()
 	must(t, err)
+	ours := d.File("ours")
 	defer childs.Close()
 	ended := make(chan error)
 	go func() {
@@ -77,8 +80,9 @@ func TestPipeCloseInterruptsWrite(t *testing.T) {
 
 func TestPipeBufferedReadAndGrow(t *testing.T) {
 	leaktest.Check(t)
-	ours, childs, err := PipeForReading()
+	d, childs, err := PipeForReading()
 	must(t, err)
+	ours := d.File("ours")
 	defer ours.Close()
 	defer childs.Close()
 	control(t, ours, func(fd uintptr) error {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // Errors of input, for callers to distinguish.
@@ -19,13 +21,34 @@ var (
 // input is the way into a process: the write end of its stdin, or its
 // terminal. Writers take turns; Close does not wait for them.
 type input struct {
-	file   *os.File // closed by close, or by the pump when it is a terminal
-	turn   chan struct{}
-	closed atomic.Bool
+	turn chan struct{}
+
+	mu     sync.Mutex
+	pipe   linux.Descriptor // until the first write makes it a file; guarded by mu, as is all below
+	file   *os.File         // closed by close, or by the pump when it is a terminal
+	closed bool
 }
 
-func newInput(f *os.File) *input {
-	return &input{file: f, turn: make(chan struct{}, 1)}
+func newInput(pipe linux.Descriptor) *input {
+	return &input{turn: make(chan struct{}, 1), pipe: pipe}
+}
+
+func newTerminalInput(master *os.File) *input {
+	return &input{turn: make(chan struct{}, 1), pipe: -1, file: master}
+}
+
+// open answers the file to write to. Most commands are never written to, and a
+// file that the runtime polls wakes it twice for each of them.
+func (in *input) open() (*os.File, error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return nil, ErrStdinClosed
+	}
+	if in.file == nil {
+		in.file, in.pipe = in.pipe.File("stdin"), -1
+	}
+	return in.file, nil
 }
 
 // write writes all of p, after the writes before it. When the process does not
@@ -38,15 +61,19 @@ func (in *input) write(ctx context.Context, p []byte) error {
 	case <-ctx.Done():
 		return fmt.Errorf("write 0 of %d input bytes: %w", len(p), context.Cause(ctx))
 	}
+	file, err := in.open()
+	if err != nil {
+		return fmt.Errorf("wrote 0 of %d input bytes: %w", len(p), err)
+	}
 	interrupted := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
-		_ = in.file.SetWriteDeadline(time.Unix(1, 0)) // long past
+		_ = file.SetWriteDeadline(time.Unix(1, 0)) // long past
 	})
-	n, err := in.file.Write(p)
+	n, err := file.Write(p)
 	if !stop() {
 		<-interrupted
-		_ = in.file.SetWriteDeadline(time.Time{})
+		_ = file.SetWriteDeadline(time.Time{})
 	}
 	switch {
 	case err == nil:
@@ -61,8 +88,16 @@ func (in *input) write(ctx context.Context, p []byte) error {
 
 // close ends the input at once, for a blocked writer too.
 func (in *input) close() error {
-	if in.closed.Swap(true) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	switch {
+	case in.closed:
 		return nil
+	case in.file != nil:
+		in.closed = true
+		return in.file.Close()
+	default:
+		in.closed = true
+		return in.pipe.Close()
 	}
-	return in.file.Close()
 }

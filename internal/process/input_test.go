@@ -32,7 +32,9 @@ func startBlocked(ctx context.Context, r *rig) (*Process, *reader, <-chan error)
 // full tells whether the pipe has no room.
 func full(t testing.TB, in *input) (yes bool) {
 	t.Helper()
-	conn, err := in.file.SyscallConn()
+	file, err := in.open()
+	must(t, err)
+	conn, err := file.SyscallConn()
 	must(t, err)
 	must(t, conn.Control(func(fd uintptr) {
 		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}

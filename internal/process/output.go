@@ -95,6 +95,13 @@ func (o *Output) wait(p *pump) bool {
 	return true
 }
 
+// roomy tells whether a writer may append now.
+func (o *Output) roomy() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.hasRoom() && !o.sparing(time.Now())
+}
+
 // sparing tells whether the next burst would cut off a reader that was here a
 // moment ago. A connection's buffers may swallow a window at once, and make a
 // slow reader the fastest for as long as that takes; who is only scheduled

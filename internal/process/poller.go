@@ -2,7 +2,7 @@ package process
 
 import (
 	"fmt"
-	"os"
+	"io"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -30,20 +30,14 @@ func newPoller() (*poller, error) {
 	return &poller{epoll: epoll, pumps: make(map[int32]*pump)}, nil
 }
 
-// open makes a pump that reads f into out, and takes f over unless it fails.
-// The pump rings bell at each step, and calls onEnd at the end.
-func (o *poller) open(s Stream, f *os.File, out *Output, bell chan<- struct{}, onEnd func()) (*pump, error) {
+// open makes a pump that reads fd into out, and takes file, which fd is of, over.
+// The pump rings bell at each step, and calls onEnd at the end. When it cannot
+// be polled, there is an error beside the pump, which the caller ends.
+func (o *poller) open(s Stream, fd int, file io.Closer, out *Output, bell chan<- struct{}, onEnd func()) (*pump, error) {
 	o.start()
 	p := &pump{
-		stream: s, file: f, out: out, poller: o, bell: bell, onEnd: onEnd,
+		stream: s, file: file, fd: fd, out: out, poller: o, bell: bell, onEnd: onEnd,
 		done: make(chan struct{}),
-	}
-	conn, err := f.SyscallConn()
-	if err == nil {
-		err = conn.Control(func(fd uintptr) { p.fd = int(fd) })
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read output: %w", err)
 	}
 	o.mu.Lock()
 	for used := true; used; {
@@ -54,10 +48,7 @@ func (o *poller) open(s Stream, f *os.File, out *Output, bell chan<- struct{}, o
 	o.pumps[p.id] = p
 	o.mu.Unlock()
 	if err := o.epoll.Add(p.fd, p.id); err != nil {
-		o.mu.Lock()
-		delete(o.pumps, p.id)
-		o.mu.Unlock()
-		return nil, fmt.Errorf("read output: %w", err)
+		return p, fmt.Errorf("read output: %w", err)
 	}
 	return p, nil
 }

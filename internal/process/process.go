@@ -89,6 +89,12 @@ func (p *Process) leaderExited() {
 	p.out.leaderGone()
 	close(p.exited)
 	p.mu.Lock()
+	pumps := p.pumps
+	p.mu.Unlock()
+	for _, pump := range pumps {
+		pump.flush()
+	}
+	p.mu.Lock()
 	open := p.open
 	p.mu.Unlock()
 	if open == 0 {
@@ -369,5 +375,9 @@ func (p *Process) Resize(size Size) error {
 	if in == nil {
 		return ErrFinished
 	}
-	return resize(in.file, size)
+	file, err := in.open()
+	if err != nil {
+		return ErrFinished
+	}
+	return resize(file, size)
 }

@@ -2,7 +2,7 @@ package process
 
 import (
 	"errors"
-	"os"
+	"io"
 	"sync"
 	"time"
 
@@ -33,7 +33,7 @@ const (
 // nothing to read, no buffer.
 type pump struct {
 	stream Stream
-	file   *os.File
+	file   io.Closer
 	fd     int // of file, while it is not closed
 	out    *Output
 	poller *poller
@@ -117,6 +117,28 @@ func (p *pump) pull() {
 	if moved {
 		p.out.notify()
 		p.ring()
+	}
+}
+
+// flush reads what is there once more, and ends at the end: the leader has
+// exited, and mostly nobody else holds the other side. Without room in the log
+// it leaves that to ready.
+func (p *pump) flush() {
+	p.mu.Lock()
+	if p.closed || p.waiting || !p.out.roomy() {
+		p.mu.Unlock()
+		return
+	}
+	before := p.read
+	ended := p.burst()
+	moved := p.read > before
+	p.mu.Unlock()
+	if moved {
+		p.out.notify()
+		p.ring()
+	}
+	if ended {
+		p.end()
 	}
 }
 

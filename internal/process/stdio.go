@@ -12,15 +12,15 @@ import (
 // After the start the child's side is closed, and the Process owns ours.
 type stdio struct {
 	child          [3]*os.File
-	stdin          *os.File // our side; nil without
-	stdout, stderr *os.File
-	master         *os.File // instead of the three, with a terminal
+	stdin          linux.Descriptor // our side; -1 without
+	stdout, stderr linux.Descriptor // -1 without
+	master         *os.File         // instead of the three, with a terminal
 }
 
 // openStdio opens what spec asks for. The caller calls closeChild, and hands
 // our side over with Process.connect, which closes what it does not take.
 func openStdio(spec *Spec) (s *stdio, err error) {
-	s = &stdio{}
+	s = &stdio{stdin: -1, stdout: -1, stderr: -1}
 	defer func() {
 		if err != nil {
 			s.closeChild()
@@ -90,9 +90,12 @@ func (s *stdio) closeChild() {
 }
 
 func (s *stdio) closeOurs() {
-	for _, f := range []*os.File{s.stdin, s.stdout, s.stderr, s.master} {
-		if f != nil {
-			_ = f.Close()
+	for _, d := range []linux.Descriptor{s.stdin, s.stdout, s.stderr} {
+		if d >= 0 {
+			_ = d.Close()
 		}
+	}
+	if s.master != nil {
+		_ = s.master.Close()
 	}
 }

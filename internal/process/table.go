@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -257,31 +258,44 @@ func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
 }
 
 // connect hands our side of the process's files over, to pumps and as its
-// input. What it has not handed over when it fails, it closes.
+// input.
 func (p *Process) connect(files *stdio) error {
-	defer files.closeOurs()
 	bell := make(chan struct{}, 1)
 	p.bell = bell
-	add := func(s Stream, f **os.File) error {
-		pump, err := p.table.poller.open(s, *f, p.out, bell, p.pumpEnded)
-		if err != nil {
-			return err
-		}
-		*f = nil
+	add := func(s Stream, fd int, file io.Closer) error {
+		pump, err := p.table.poller.open(s, fd, file, p.out, bell, p.pumpEnded)
 		p.pumps = append(p.pumps, pump)
 		p.open++
-		return nil
+		return err
 	}
 	p.out.pull = p.pull
-	if files.master != nil {
-		p.input = newInput(files.master)
-		return add(Terminal, &files.master)
+	if master := files.master; master != nil {
+		fd, err := descriptor(master)
+		if err != nil {
+			files.closeOurs()
+			return err
+		}
+		p.input = newTerminalInput(master)
+		return add(Terminal, fd, master)
 	}
-	if files.stdin != nil {
+	if files.stdin >= 0 {
 		p.input = newInput(files.stdin)
-		files.stdin = nil
 	}
-	return errors.Join(add(Stdout, &files.stdout), add(Stderr, &files.stderr))
+	return errors.Join(
+		add(Stdout, int(files.stdout), files.stdout),
+		add(Stderr, int(files.stderr), files.stderr))
+}
+
+// descriptor is the number of an open file, whose owner keeps it open.
+func descriptor(f *os.File) (fd int, err error) {
+	conn, err := f.SyscallConn()
+	if err == nil {
+		err = conn.Control(func(n uintptr) { fd = int(n) })
+	}
+	if err != nil {
+		return -1, fmt.Errorf("read output: %w", err)
+	}
+	return fd, nil
 }
 
 // pull reads what there is, for a reader that is alone. To linger makes it wait

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/leaktest"
 )
 
 func tagged(s *Spec, tag string) *Spec {
@@ -319,4 +320,23 @@ func TestStartBeforeGroupsAreKnown(t *testing.T) {
 		}
 		r.table.groups = groups
 	})
+}
+
+// The marks of two daemons differ, also when one memory image became both: they
+// are drawn from the system, when they are first needed.
+func TestMarksDiffer(t *testing.T) {
+	leaktest.Check(t)
+	ids := make(map[string]bool)
+	for range 2 {
+		table, err := OpenTable(DefaultConfig(), nil, nil)
+		must(t, err)
+		if id := table.id(); len(id) < 20 || id != table.id() {
+			t.Errorf("id %q, then %q", id, table.id())
+		}
+		ids[table.id()] = true
+		table.Close(t.Context())
+	}
+	if len(ids) != 2 {
+		t.Errorf("ids %v", ids)
+	}
 }

@@ -151,8 +151,9 @@ func start(t testing.TB, r *Reaper, cmd Command) *Child {
 // output runs cmd to its end and answers what it and its children wrote.
 func output(t testing.TB, r *Reaper, cmd Command) string {
 	t.Helper()
-	read, write, err := linux.PipeForReading()
+	d, write, err := linux.PipeForReading()
 	must(t, err)
+	read := d.File("output")
 	defer read.Close()
 	cmd.Stdout, cmd.Stderr = write, os.Stderr
 	c, err := r.Start(cmd)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strings"
@@ -402,4 +403,26 @@ func resumePoint(t *testing.T, err error) uint64 {
 	}
 	t.Fatalf("no resume point in %v", err)
 	return 0
+}
+
+// TestAllThereIsOneWrite checks that a stream that has everything when it
+// begins goes out in one write, start, output and end together (trap 31): over
+// HTTP/1.1 a response that was never flushed has a length.
+func TestAllThereIsOneWrite(t *testing.T) {
+	each(t, "connect-json-http1", func(t *testing.T, c *call) {
+		c.d.needs(t, "process.output_offsets")
+		req, name := sh("echo all"), unique(t)
+		req.Tag = &name
+		c.run(bounded(t), req)
+		body := envelope(0, []byte(`{"process":{"tag":"`+name+`"},"offset":"0"}`))
+		res, err := http1().Post(c.d.base+procedure("Connect"), "application/connect+json", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil || res.ContentLength != int64(len(text)) || !bytes.Contains(text, []byte("YWxsCg==")) || !bytes.Contains(text, []byte(`"end"`)) {
+			t.Errorf("length %d, transfer encoding %v, %v: %q", res.ContentLength, res.TransferEncoding, err, text)
+		}
+	})
 }
