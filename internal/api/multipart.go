@@ -2,6 +2,7 @@ package api
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -30,7 +31,7 @@ func (u *upload) multipart(w http.ResponseWriter, src io.Reader, boundary string
 	}
 	in := inputs.Get().(*bufio.Reader)
 	defer inputs.Put(in)
-	in.Reset(src)
+	in.Reset(&delimited{src: src, last: []byte("--" + boundary + "--")})
 	defer in.Reset(nil)
 
 	files := []written{}
@@ -38,11 +39,15 @@ func (u *upload) multipart(w http.ResponseWriter, src io.Reader, boundary string
 	for parts := multipart.NewReader(in, boundary); ; {
 		// Raw: a file is not quoted-printable because its part says so.
 		part, err := parts.NextRawPart()
-		if errors.Is(err, io.EOF) && len(files) > 0 {
-			return answer(w, files)
-		}
 		if errors.Is(err, io.EOF) {
-			return badRequest("no part is named \"file\"")
+			// What follows the last delimiter is nothing, or the checksum of
+			// the compression.
+			if _, err = io.Copy(io.Discard, src); err == nil && len(files) == 0 {
+				return badRequest("no part is named \"file\"")
+			}
+			if err == nil {
+				return answer(w, files)
+			}
 		}
 		if err != nil {
 			return badRequest("multipart/form-data: %w", err)
@@ -56,6 +61,25 @@ func (u *upload) multipart(w http.ResponseWriter, src io.Reader, boundary string
 		}
 		files = append(files, writtenFile(e))
 	}
+}
+
+// delimited is a body of multipart/form-data, to which its end comes unexpected
+// unless the last delimiter has just gone by: package multipart takes a body that
+// ends between two parts for a whole one.
+type delimited struct {
+	src  io.Reader
+	last []byte // the last delimiter
+	tail []byte // of what was read, as long as that
+}
+
+func (d *delimited) Read(p []byte) (int, error) {
+	n, err := d.src.Read(p)
+	d.tail = append(d.tail, p[max(0, n-len(d.last)):n]...)
+	d.tail = append(d.tail[:0], d.tail[max(0, len(d.tail)-len(d.last)):]...)
+	if errors.Is(err, io.EOF) && !bytes.Equal(d.tail, d.last) {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err //nolint:wrapcheck // readers compare it
 }
 
 // part writes the file of one part. seen are the paths written before it.

@@ -250,6 +250,30 @@ func TestUploadRefused(t *testing.T) {
 	})
 }
 
+// TestUploadFormCut: a form that ends before its last delimiter, wherever that
+// is, is an error: a file after the cut would be missing. So is one whose
+// compression does not end well.
+func TestUploadFormCut(t *testing.T) {
+	bothModes(t, func(t *testing.T, s *site) {
+		body, contentType := form(t, fileAs("f1", "one"), fileAs("f2", "two"))
+		post := func(body string, headers ...string) reply {
+			return s.do("POST", s.files(), strings.NewReader(body), append(headers, "Content-Type", contentType)...)
+		}
+		whole := len(body) - len("\r\n")
+		for n := range whole {
+			if r := post(body[:n]); r.StatusCode != 400 {
+				t.Errorf("%d of %d bytes: %s: %s", n, len(body), r.Status, r.body)
+			}
+		}
+		for _, end := range []string{"", "\r\n", "\r\nwhat nobody reads"} {
+			post(body[:whole]+end).want(t, 200)
+		}
+		flipped := []byte(zipped(t, body))
+		flipped[len(flipped)-6] ^= 1 // in the checksum
+		post(string(flipped), "Content-Encoding", "gzip").want(t, 400)
+	})
+}
+
 // TestUploadCorrupt: what does not decode is an error, and an atomic upload
 // changes nothing then.
 func TestUploadCorrupt(t *testing.T) {
