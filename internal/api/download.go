@@ -82,6 +82,16 @@ func download(w http.ResponseWriter, r *http.Request, f *filesystem.File) error 
 // contentStatus is jsonStatus for http.ServeContent: the kernel still copies.
 type contentStatus struct{ jsonStatus }
 
+// WriteHeader forgets of what kind contents that are not sent would be: an error
+// of a file that looks like an RPC's answer gets its body all the same.
+func (w *contentStatus) WriteHeader(status int) {
+	if status >= http.StatusBadRequest {
+		w.Header().Del("Content-Type")
+		w.Header().Del("Content-Disposition")
+	}
+	w.jsonStatus.WriteHeader(status)
+}
+
 func (w *contentStatus) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(w.ResponseWriter, r) //nolint:wrapcheck // io.Copy's caller knows the error
 }

@@ -188,6 +188,10 @@ func TestRanges(t *testing.T) {
 			}
 			s.get("f", append(row.headers, "Accept-Encoding", "gzip, identity;q=0")...).want(t, 406)
 		}
+		// An error has a body even where the file's type is that of an RPC.
+		writeFile(t, filepath.Join(s.home, "f.json"), "{}")
+		s.get("f.json", "If-Match", other).want(t, 412).wantHeader(t, "Content-Disposition", "")
+		s.get("f.json", "Range", "bytes=2-").want(t, 416).wantHeader(t, "Content-Disposition", "")
 		r := s.do("HEAD", s.files("path", "f"), nil, "Range", "bytes=5-9").want(t, 206)
 		r.wantHeader(t, "Content-Range", "bytes 5-9/200000")
 	})
