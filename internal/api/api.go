@@ -63,6 +63,8 @@ type Config struct {
 	Identities Identities
 	// Restorer may be nil: then nothing is ever restored.
 	Restorer Restorer
+
+	threads *slots // see maxThreads; made by New
 }
 
 // Handler serves everything that the daemon serves.
@@ -83,6 +85,9 @@ func (h *Handler) Warm() {
 // New makes the handler. RPC handlers are made when they are first used, or by
 // Warm.
 func New(cfg Config) *Handler {
+	if cfg.threads == nil { // but for tests it is
+		cfg.threads = newSlots(maxThreads, threadWait)
+	}
 	common := connect.WithHandlerOptions(
 		connect.WithReadMaxBytes(maxMessage),
 		connect.WithRecover(logPanic(cfg.Log)),

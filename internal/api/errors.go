@@ -40,6 +40,7 @@ var codes = []struct {
 	{process.ErrWrongInput, connect.CodeFailedPrecondition},
 	{process.ErrClosed, connect.CodeUnavailable},
 	{snapshot.ErrPrepared, connect.CodeUnavailable},
+	{errNoTurn, connect.CodeUnavailable},
 	{snapshot.ErrRestored, connect.CodeAborted},
 	{guest.ErrUnknownUser, connect.CodeUnauthenticated},
 	{filesystem.ErrInvalid, connect.CodeInvalidArgument},
@@ -83,6 +84,7 @@ var statuses = []struct {
 	{fs.ErrPermission, http.StatusForbidden},
 	{fs.ErrExist, http.StatusConflict},
 	{unix.ETXTBSY, http.StatusConflict}, // a program that runs
+	{errNoTurn, http.StatusServiceUnavailable},
 }
 
 // statusOf is the HTTP status of err.

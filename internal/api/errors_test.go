@@ -28,6 +28,7 @@ func TestErrorTable(t *testing.T) {
 		{process.ErrStdinClosed, connect.CodeFailedPrecondition},
 		{process.ErrWrongInput, connect.CodeFailedPrecondition},
 		{process.ErrClosed, connect.CodeUnavailable},
+		{errNoTurn, connect.CodeUnavailable},
 		{guest.ErrUnknownUser, connect.CodeUnauthenticated},
 		{filesystem.ErrInvalid, connect.CodeInvalidArgument},
 		{filesystem.ErrIsDirectory, connect.CodeInvalidArgument},

@@ -30,7 +30,7 @@ func (t *fileTransfer) handler(operation string, serve func(http.ResponseWriter,
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		acct, err := t.authorizeFiles(r, operation)
 		if err == nil {
-			err = serve(w, r, t.view(acct))
+			err = t.threads.within(r.Context(), t.asUser(acct), func() error { return serve(w, r, t.view(acct)) })
 		}
 		if err != nil {
 			t.fail(w, r, err)

@@ -74,11 +74,13 @@ func (s *filesystemService) Remove(ctx context.Context, req *connect.Request[pb.
 func (s *filesystemService) ListDir(ctx context.Context, req *connect.Request[pb.ListDirRequest]) (*connect.Response[pb.ListDirResponse], error) {
 	out := batchFrom(ctx)
 	enc := entryEncoder{json: isJSON(req.Header())}
-	err := s.viewOf(ctx).List(req.Msg.Path, req.Msg.Depth, func(e filesystem.Entry) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return out.gather(func(buf []byte) []byte { return enc.append(buf, &e) })
+	err := s.threads.within(ctx, s.asUser(account(ctx)), func() error {
+		return s.viewOf(ctx).List(req.Msg.Path, req.Msg.Depth, func(e filesystem.Entry) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return out.gather(func(buf []byte) []byte { return enc.append(buf, &e) })
+		})
 	})
 	switch {
 	case err == nil:

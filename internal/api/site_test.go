@@ -59,6 +59,12 @@ func (b *syncBuffer) String() string {
 // newSite serves with alice's home at home; leaks are for the caller to check.
 func newSite(t *testing.T, home string, confined bool) *site {
 	t.Helper()
+	return newSiteOf(t, home, confined, nil)
+}
+
+// newSiteOf is newSite with a bound for threads, nil for the usual one.
+func newSiteOf(t *testing.T, home string, confined bool, threads *slots) *site {
+	t.Helper()
 	etc := t.TempDir()
 	passwd, group := filepath.Join(etc, "passwd"), filepath.Join(etc, "group")
 	writeFile(t, passwd, fmt.Sprintf("root:x:0:0::/root:/bin/sh\nalice:x:%d:%d::%s:/bin/sh\nbob:x:%d:%d::%s:/bin/sh\n",
@@ -71,6 +77,7 @@ func newSite(t *testing.T, home string, confined bool) *site {
 		Accounts:   guest.NewAccounts(passwd, group),
 		Log:        slog.New(slog.NewTextHandler(s.log, nil)),
 		UserAccess: confined,
+		threads:    threads,
 	}))
 	s.base = server.URL
 	s.http = &http.Client{

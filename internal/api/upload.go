@@ -96,7 +96,8 @@ func (t *fileTransfer) post(w http.ResponseWriter, r *http.Request, v *filesyste
 		case mediaType == "multipart/form-data":
 			return u.multipart(w, src, parameters["boundary"])
 		case isArchive:
-			return u.unpack(w, src, a)
+			// Unpacking is a user's work in any case.
+			return t.threads.within(r.Context(), !t.UserAccess && v.User.UID != 0, func() error { return u.unpack(w, src, a) })
 		default:
 			return badRequest("content type %q is neither multipart/form-data, nor application/octet-stream, nor an archive", mediaType)
 		}

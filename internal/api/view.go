@@ -20,6 +20,9 @@ func (c *Config) view(acct guest.Account) *filesystem.View {
 	}
 }
 
+// asUser tells whether what a request of acct's does to files holds a thread.
+func (c *Config) asUser(acct guest.Account) bool { return c.UserAccess && acct.UID != 0 }
+
 // text is a name as JSON and messages can hold it: in UTF-8. Each run of other
 // bytes becomes one U+FFFD.
 func text(name string) string { return strings.ToValidUTF8(name, string(utf8.RuneError)) }

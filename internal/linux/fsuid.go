@@ -39,7 +39,7 @@ func DoAs(id FSIdentity, fn func() error) error {
 	runtime.LockOSThread()
 	t := thread{uid: fsuid(), gid: fsgid()}
 	if t.uid == int(id.UID) {
-		defer runtime.UnlockOSThread()
+		runtime.UnlockOSThread() // the call around this one, if any, keeps it
 		return fn()
 	}
 	defer func() {
