@@ -329,6 +329,17 @@ func TestForwardBusyAddress(t *testing.T) {
 	if forwards(f, port) {
 		t.Fatal("forwarded a port that is taken")
 	}
+	// To try again, and fail, is nothing that happens in the guest: it must not
+	// keep us looking often.
+	const longAgo = -int64(time.Hour)
+	f.mu.Lock()
+	f.touched.Store(longAgo)
+	f.retryAt = f.began
+	f.lookLocked()
+	if f.touched.Load() != longAgo || !f.retryAt.After(f.began) {
+		t.Errorf("touched at %d, to be tried again at %v", f.touched.Load(), f.retryAt)
+	}
+	f.mu.Unlock()
 	must(t, unix.Close(fd))
 	wantForward(t, f, port, true)
 }

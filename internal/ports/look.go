@@ -109,7 +109,7 @@ func (f *Forwarder) sleepLocked(d time.Duration) {
 func (f *Forwarder) refreshLocked() error {
 	due := !f.retryAt.IsZero() && time.Now().After(f.retryAt)
 	list, changed, err := f.askLocked(due)
-	if err != nil || !changed {
+	if err != nil || !changed && !due {
 		return err
 	}
 	want := f.wantedLocked(list)
@@ -125,14 +125,16 @@ func (f *Forwarder) refreshLocked() error {
 		want = f.wantedLocked(list)
 	}
 	f.listeners = f.othersLocked(list) // while it is known which are ours
-	f.touch()
+	if changed {                       // to try again is no news
+		f.touch()
+	}
 	f.forwardLocked(want)
 	f.notifyLocked()
 	return nil
 }
 
-// askLocked answers the listeners there are, and whether to look at them: they
-// changed, or force says so.
+// askLocked answers the listeners there are if they changed or force says so, and
+// whether they did.
 func (f *Forwarder) askLocked(force bool) (_ []Listener, changed bool, err error) {
 	answer, whole, err := f.kernel.listeners(f.spare)
 	if err != nil {
@@ -152,7 +154,7 @@ func (f *Forwarder) askLocked(force bool) (_ []Listener, changed bool, err error
 		}
 		list = append(list, answer...)
 	}
-	return sorted(list), true, nil
+	return sorted(list), !same, nil
 }
 
 func (f *Forwarder) wantedLocked(list []Listener) map[uint16]targets {
