@@ -110,7 +110,7 @@ func (s *initService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *initService) run(ctx context.Context, token string, change *guest.Change) error {
 	before := s.Settings.Load()
 	matches := before.Token.Matches(token)
-	id, idErr := s.identity(ctx, matches)
+	id := s.identity(ctx, matches)
 	if !matches && !mayInit(before.Token, id.TokenHash, token) {
 		return errUnauthorized
 	}
@@ -134,17 +134,18 @@ func (s *initService) run(ctx context.Context, token string, change *guest.Chang
 	if s.Restorer != nil {
 		s.Restorer.Restore(ctx, another || by.Abs() > jumpSize)
 	}
-	if idErr != nil { // it may be another by now
+	// It may be another by now, and the host may fill the service in later.
+	if s.Identities != nil && id.Instance == "" {
 		s.Identities.Again()
 	}
 	return nil
 }
 
 // identity asks the host which sandbox this is: nobody where there is no
-// metadata service.
-func (s *initService) identity(ctx context.Context, authorized bool) (guest.Identity, error) {
+// metadata service, or none that answers.
+func (s *initService) identity(ctx context.Context, authorized bool) guest.Identity {
 	if s.Identities == nil {
-		return guest.Identity{}, nil
+		return guest.Identity{}
 	}
 	wait := authorityWait
 	if authorized {
@@ -154,9 +155,9 @@ func (s *initService) identity(ctx context.Context, authorized bool) (guest.Iden
 	defer cancel()
 	id, err := s.Identities.Fetch(ctx)
 	if err != nil {
-		return id, fmt.Errorf("init: %w", err)
+		return guest.Identity{}
 	}
-	return id, nil
+	return id
 }
 
 // mayInit decides for a caller who does not show the token that is set. hash is

@@ -356,13 +356,19 @@ func TestInitFindsRestores(t *testing.T) {
 // when it could not be read at once: it may be another one by now.
 func TestInitIdentityLater(t *testing.T) {
 	r := newInitRig(t)
+	r.ids.id.Instance = "one"
 	r.want(204, "")
-	if r.ids.again != 0 {
-		t.Error("asked again after an answer")
+	if r.ids.again != 0 || len(r.ids.published) != 1 {
+		t.Errorf("asked again %d times after an answer, published %v", r.ids.again, r.ids.published)
+	}
+	r.ids.id.Instance = "" // a host fills the service in after a restore
+	r.want(204, "")
+	if r.ids.again != 1 {
+		t.Error("not asked again after an answer that names nobody")
 	}
 	r.ids.err = errors.New("no answer")
 	r.want(204, "")
-	if r.ids.again != 1 || len(r.ids.published) > 0 {
+	if r.ids.again != 2 || len(r.ids.published) != 1 {
 		t.Errorf("asked again %d times, published %v", r.ids.again, r.ids.published)
 	}
 }
