@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,8 @@ type Clock struct {
 	log     *slog.Logger
 	bell    chan struct{}
 	resting atomic.Bool
+
+	mu sync.Mutex // serialises adjust: a step is relative, and two would add up
 }
 
 // hands are what a Clock reads and moves, in nanoseconds since 1970.
@@ -124,6 +127,8 @@ func (c *Clock) ring() {
 
 // adjust sets the clock right, and tells whether it had to be stepped.
 func (c *Clock) adjust() (stepped bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	by, err := c.behind()
 	switch {
 	case err != nil:

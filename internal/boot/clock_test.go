@@ -144,6 +144,39 @@ func TestClockRestored(t *testing.T) {
 	})
 }
 
+// heldHands wait before they first step.
+type heldHands struct {
+	*fakeHands
+	first     sync.Once
+	stepping  chan struct{} // closed then
+	mayHappen chan struct{}
+}
+
+func (h *heldHands) step(by int64) error {
+	h.first.Do(func() { close(h.stepping); <-h.mayHappen })
+	return h.fakeHands.step(by)
+}
+
+// TestClockSetOnce checks a look that a snapshot came into: it is still going to
+// step the clock when Resume sets it right.
+func TestClockSetOnce(t *testing.T) {
+	h := &heldHands{&fakeHands{offset: -time.Hour, since: time.Now()}, sync.Once{}, make(chan struct{}), make(chan struct{})}
+	c := &Clock{hands: h, log: slog.New(slog.DiscardHandler), bell: make(chan struct{}, 1)}
+	var both sync.WaitGroup
+	both.Go(func() { c.adjust() })
+	<-h.stepping
+	both.Go(c.Resume)
+	select {
+	case <-c.bell: // resumed: the two steps add up
+	case <-time.After(50 * time.Millisecond):
+	}
+	close(h.mayHappen)
+	both.Wait()
+	if off := h.off(); off.Abs() > time.Second || h.steps != 1 {
+		t.Errorf("after %d steps off by %v", h.steps, off)
+	}
+}
+
 // TestClockUnsure checks that what cannot be read well moves nothing.
 func TestClockUnsure(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
