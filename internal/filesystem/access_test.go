@@ -48,6 +48,45 @@ func layout(t *testing.T) string {
 	return dir
 }
 
+// TestAccessThroughProc: what the daemon has open leads a confined user nowhere,
+// neither to a file that lies out of reach nor below a directory that does.
+func TestAccessThroughProc(t *testing.T) {
+	dir := layout(t)
+	must(t, os.Chmod(dir+"/private/sub", 0o777))
+	must(t, os.Chmod(dir+"/private/f", 0o666))
+	file, err := os.Open(dir + "/private/f")
+	must(t, err)
+	defer file.Close()
+	sub, err := os.Open(dir + "/private/sub")
+	must(t, err)
+	defer sub.Close()
+	through := func(f *os.File) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()) }
+	v := as(alice, dir+"/home", true)
+	must(t, os.Symlink(through(file), dir+"/home/link"))
+	for name, do := range map[string]func() error{
+		"open":   func() error { _, err := v.Open(through(file)); return err },
+		"linked": func() error { _, err := v.Open("link"); return err },
+		"list":   func() error { return v.List(through(sub), 1, func(Entry) error { return nil }) },
+		"pack":   func() error { return v.Pack(io.Discard, through(sub)) },
+		"write":  func() error { _, err := v.Write(through(file), strings.NewReader("x"), Upload{Size: 1}); return err },
+		"create": func() error {
+			_, err := v.Write(through(sub)+"/new", strings.NewReader("x"), Upload{Size: 1})
+			return err
+		},
+		"replace": func() error {
+			_, err := v.Write(through(file), strings.NewReader("x"), Upload{Size: 1, Atomic: true})
+			return err
+		},
+		"compose": func() error { _, err := v.Compose("all", []string{through(file)}, nil); return err },
+	} {
+		if err := do(); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wantContents(t, dir+"/private/f", "old")
+	wantNames(t, dir+"/private/sub")
+}
+
 // TestAccess is the table of what each mode allows: root's reach all of it, the
 // user's own reach what the table says. Refusals change nothing.
 func TestAccess(t *testing.T) {

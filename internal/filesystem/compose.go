@@ -46,7 +46,7 @@ func (v *View) compose(destination string, sources []string, m Metadata) (Entry,
 		return Entry{}, err
 	}
 	for _, source := range sources {
-		if err := s.append(source); err != nil {
+		if err := s.append(v, source); err != nil {
 			return Entry{}, s.discard(err)
 		}
 	}
@@ -87,8 +87,8 @@ func composedSize(destination string, sources []string) (total int64, err error)
 
 // append copies the file at path to the end of s, inside the kernel where the
 // filesystem can (copy_file_range(2)).
-func (s *staged) append(path string) error {
-	src, err := openFile(path)
+func (s *staged) append(v *View, path string) error {
+	src, err := v.openFile(path)
 	if err != nil {
 		return failed("compose from", path, err)
 	}

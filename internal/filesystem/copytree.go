@@ -14,12 +14,12 @@ import (
 
 // copyTree copies what is at source to the new name destination.
 func (v *View) copyTree(source, destination string) error {
-	from, err := linux.OpenAt(unix.AT_FDCWD, filepath.Dir(source), unix.O_PATH|unix.O_DIRECTORY, 0)
+	from, err := v.open(filepath.Dir(source), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(from)
-	to, err := linux.OpenAt(unix.AT_FDCWD, filepath.Dir(destination), unix.O_PATH|unix.O_DIRECTORY, 0)
+	to, err := v.open(filepath.Dir(destination), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}

@@ -204,6 +204,11 @@ func pin(dirfd int, name string, flags int) (fd int, st unix.Stat_t, err error) 
 	if err != nil {
 		return -1, st, err
 	}
+	return withStat(fd)
+}
+
+// withStat adds what fd is; it closes fd if that cannot be told.
+func withStat(fd int) (_ int, st unix.Stat_t, err error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		_ = unix.Close(fd)
 		return -1, st, err

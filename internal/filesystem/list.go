@@ -23,7 +23,7 @@ func (v *View) List(path string, depth uint32, yield func(Entry) error) error {
 		return err
 	}
 	return v.Do(func() error {
-		dir, err := openDir(unix.AT_FDCWD, path, 0)
+		dir, err := v.openDir(path)
 		if err != nil {
 			return failed("list", path, err)
 		}

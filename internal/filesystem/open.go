@@ -35,14 +35,14 @@ func (v *View) Open(path string) (f *File, err error) {
 		return nil, err
 	}
 	err = v.Do(func() error {
-		f, err = openFile(path)
+		f, err = v.openFile(path)
 		return failed("open", path, err)
 	})
 	return f, err
 }
 
-func openFile(path string) (*File, error) {
-	fd, st, err := pin(unix.AT_FDCWD, path, 0)
+func (v *View) openFile(path string) (*File, error) {
+	fd, st, err := v.pin(path)
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func (v *View) Pack(w io.Writer, path string) error {
 		return err
 	}
 	return v.Do(func() error {
-		dir, err := openDir(unix.AT_FDCWD, path, 0)
+		dir, err := v.openDir(path)
 		if err != nil {
 			return failed("archive", path, err)
 		}

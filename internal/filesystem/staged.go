@@ -35,7 +35,7 @@ func tempName() string { return tempPrefix + rand.Text() }
 // The link at path, if it is one, stays: its target is replaced. A link that
 // leads nowhere is replaced itself.
 func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
-	oldfd, old, err := pin(unix.AT_FDCWD, path, 0)
+	oldfd, old, err := v.pin(path)
 	switch {
 	case err == nil:
 		defer unix.Close(oldfd)
@@ -61,7 +61,7 @@ func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
 	default:
 		return nil, err
 	}
-	dirfd, err := linux.OpenAt(unix.AT_FDCWD, filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+	dirfd, err := v.open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -38,7 +38,7 @@ func (v *View) Unpack(dir string, r io.Reader) error {
 			if err := os.MkdirAll(dir, newDirMode); err != nil {
 				return failed("unpack", dir, err)
 			}
-			root, err := linux.OpenAt(unix.AT_FDCWD, dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+			root, err := v.open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 			if err != nil {
 				return failed("unpack", dir, err)
 			}

@@ -1,6 +1,12 @@
 package filesystem
 
-import "github.com/wrenn/envd/internal/linux"
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
+)
 
 // User is whom a request acts for.
 type User struct {
@@ -46,6 +52,34 @@ func (v *View) owned(fn func() error) error {
 		return fn()
 	}
 	return linux.DoAs(linux.FSIdentity{UID: v.User.UID, GID: v.User.GID, KeepCapabilities: true}, fn)
+}
+
+// open opens a path of the client's. With the user's own reach it follows no
+// link of /proc to an open file: the kernel lets the daemon's threads through
+// those of the daemon, past directories that keep the user out.
+func (v *View) open(path string, flags int, mode uint32) (int, error) {
+	if v.limited() {
+		return linux.OpenNoMagic(unix.AT_FDCWD, path, flags, mode)
+	}
+	return linux.OpenAt(unix.AT_FDCWD, path, flags, mode)
+}
+
+// pin is the function pin for a path of the client's; links are followed.
+func (v *View) pin(path string) (fd int, st unix.Stat_t, err error) {
+	fd, err = v.open(path, unix.O_PATH, 0)
+	if err != nil {
+		return -1, st, err
+	}
+	return withStat(fd)
+}
+
+// openDir is the function openDir for a path of the client's.
+func (v *View) openDir(path string) (*os.File, error) {
+	fd, err := v.open(path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // limited says whether the user's rights are less than the daemon's.

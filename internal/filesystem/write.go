@@ -153,7 +153,7 @@ func (v *View) finish(f *os.File, path string, src io.Reader, u Upload, m Metada
 func (v *View) openExisting(path string, need func(*unix.Stat_t) (int64, error)) (f *os.File, old unix.Stat_t, err error) {
 	// Without O_CREAT: in a sticky directory that would keep even root out of
 	// another user's file (fs.protected_regular in proc_sys_fs(5)).
-	fd, old, err := pin(unix.AT_FDCWD, path, 0)
+	fd, old, err := v.pin(path)
 	if err != nil {
 		return nil, old, err
 	}
@@ -231,12 +231,12 @@ func (v *View) create(path string, u Upload) (f *os.File, kept Metadata, err err
 // opened if it is a regular file; so is the target of a link that led nowhere.
 func (v *View) createEmpty(path string) (*os.File, error) {
 	const flags = unix.O_WRONLY | unix.O_CREAT
-	fd, err := linux.OpenAt(unix.AT_FDCWD, path, flags|unix.O_EXCL, newFileMode)
+	fd, err := v.open(path, flags|unix.O_EXCL, newFileMode)
 	if errors.Is(err, unix.ENOENT) {
 		if err := v.makeParents(path); err != nil {
 			return nil, err
 		}
-		fd, err = linux.OpenAt(unix.AT_FDCWD, path, flags|unix.O_EXCL, newFileMode)
+		fd, err = v.open(path, flags|unix.O_EXCL, newFileMode)
 	}
 	if err == nil {
 		return os.NewFile(uintptr(fd), path), nil
@@ -245,7 +245,7 @@ func (v *View) createEmpty(path string) (*os.File, error) {
 		return nil, err
 	}
 	// O_NONBLOCK: a FIFO that appears here is ENXIO or refused below.
-	fd, err = linux.OpenAt(unix.AT_FDCWD, path, flags|unix.O_NONBLOCK, newFileMode)
+	fd, err = v.open(path, flags|unix.O_NONBLOCK, newFileMode)
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,18 @@ func OpenAt(dirfd int, path string, flags int, mode uint32) (int, error) {
 	})
 }
 
+// OpenNoMagic is OpenAt, but a magic link of /proc on the way, which leads to an
+// open file whatever the directories above that allow, is ELOOP. It needs Linux
+// 5.6.
+func OpenNoMagic(dirfd int, path string, flags int, mode uint32) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Mode:    uint64(mode),
+		Resolve: unix.RESOLVE_NO_MAGICLINKS,
+	}
+	return retryInt(func() (int, error) { return unix.Openat2(dirfd, path, &how) })
+}
+
 // OpenBeneath is OpenAt for a path that must stay below dirfd, whatever
 // symbolic links are in the way: one that leads out, an absolute one and the
 // magic links of /proc are refused with EXDEV or ELOOP. It needs Linux 5.6.
