@@ -195,7 +195,7 @@ func TestAwait(t *testing.T) {
 // under way, and that one which never ends does not hold the freeze up.
 func TestPrepareWaitsForStarts(t *testing.T) {
 	r := newRig(t)
-	r.limits.settle = limit
+	r.limits.starts = limit
 	leave, err := r.Enter()
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestPrepareWaitsForStarts(t *testing.T) {
 	r.did(t, prepareSteps...)
 
 	r.Return(true)
-	r.limits.settle = 10 * time.Millisecond
+	r.limits.starts = 10 * time.Millisecond
 	if leave, err = r.Enter(); err != nil {
 		t.Fatal(err)
 	}

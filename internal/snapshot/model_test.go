@@ -70,7 +70,7 @@ func TestInterleavings(t *testing.T) {
 		}
 		return nil
 	}
-	r.limits.settle = limit
+	r.limits.starts = limit
 	const rounds = 300
 	var wg sync.WaitGroup
 	again := func(f func(i int)) {

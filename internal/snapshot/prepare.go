@@ -8,13 +8,14 @@ import (
 
 // limits bound the steps of Prepare.
 type limits struct {
-	settle time.Duration // until no start is under way and the parts are at rest
+	starts time.Duration // until none is under way
+	parts  time.Duration // until they are at rest; what starts do not use is not theirs
 	sync   time.Duration // to write the root filesystem out
 }
 
 // defaultLimits keep Prepare below the 3 s after which a host freezes the
 // machine anyway. The wire contract gives the filesystem 2 s.
-var defaultLimits = limits{settle: 400 * time.Millisecond, sync: 2 * time.Second}
+var defaultLimits = limits{starts: 300 * time.Millisecond, parts: 100 * time.Millisecond, sync: 2 * time.Second}
 
 // Freeze says what is to happen to the workload. The zero value lets it run.
 type Freeze struct {
@@ -61,18 +62,12 @@ func (c *Coordinator) Prepare(f Freeze) Report {
 	c.mu.Unlock()
 	parts, conns := c.all()
 
-	settle, settled := context.WithTimeout(context.Background(), c.limits.settle)
-	defer settled()
-	still := c.awaitStarts(settle)
+	still := c.awaitStarts()
 	if !still {
 		c.cfg.Log.Warn("a process is still being started while the guest is prepared for a snapshot")
 	}
 	if from == Running {
-		for _, part := range slices.Backward(parts) {
-			if err := part.Quiesce(settle); err != nil {
-				c.cfg.Log.Warn("a part does not come to rest for a snapshot", "error", err)
-			}
-		}
+		c.quiesce(parts)
 	}
 	if f.Wanted {
 		c.freeze(f, still, &report)
@@ -88,9 +83,19 @@ func (c *Coordinator) Prepare(f Freeze) Report {
 	return report
 }
 
+func (c *Coordinator) quiesce(parts []Quiescer) {
+	ctx, cancel := context.WithTimeout(context.Background(), c.limits.parts)
+	defer cancel()
+	for _, part := range slices.Backward(parts) {
+		if err := part.Quiesce(ctx); err != nil {
+			c.cfg.Log.Warn("a part does not come to rest for a snapshot", "error", err)
+		}
+	}
+}
+
 // awaitStarts waits until no start is under way, and tells whether that came
-// true.
-func (c *Coordinator) awaitStarts(ctx context.Context) bool {
+// true in time.
+func (c *Coordinator) awaitStarts() bool {
 	c.mu.Lock()
 	if c.starting == 0 {
 		c.mu.Unlock()
@@ -99,10 +104,12 @@ func (c *Coordinator) awaitStarts(ctx context.Context) bool {
 	idle := make(chan struct{})
 	c.idle = idle
 	c.mu.Unlock()
+	timer := time.NewTimer(c.limits.starts)
+	defer timer.Stop()
 	select {
 	case <-idle:
 		return true
-	case <-ctx.Done():
+	case <-timer.C:
 		return false
 	}
 }

@@ -49,7 +49,10 @@ type part struct {
 	resting  bool
 }
 
-func (p *part) Quiesce(context.Context) error {
+func (p *part) Quiesce(ctx context.Context) error {
+	if ctx.Err() != nil {
+		p.t.Errorf("%s gets no time to come to rest", p.name)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.resting {

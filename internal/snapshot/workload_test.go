@@ -35,7 +35,7 @@ func TestNoStartWhileFrozen(t *testing.T) {
 // TestNoFreezeWhileStarting checks trap 4 from its other side.
 func TestNoFreezeWhileStarting(t *testing.T) {
 	r := newRig(t)
-	r.limits.settle = 10 * time.Millisecond
+	r.limits.starts = 10 * time.Millisecond
 	leave, err := r.Enter()
 	if err != nil {
 		t.Fatal(err)
