@@ -9,7 +9,8 @@ import (
 )
 
 // openPorts makes what forwards ports. Where the kernel does not tell of
-// listeners, everything else works without, and the log says so.
+// listeners, everything else works without, and the log says so. So does an init
+// that is told a wrong address: it has to come up.
 func (d *daemon) openPorts() error {
 	f, err := ports.Open(ports.Config{
 		Address: d.ForwardIP,
@@ -18,7 +19,7 @@ func (d *daemon) openPorts() error {
 		Log:     d.Log,
 	})
 	switch {
-	case errors.Is(err, ports.ErrAddress):
+	case errors.Is(err, ports.ErrAddress) && !d.end.isInit:
 		return fmt.Errorf("flag forward-ip: %w", err)
 	case err != nil:
 		d.Log.Error("ports are not forwarded", "error", err)
