@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
@@ -157,24 +156,8 @@ func mountPoints(table string) []string {
 	var points []string
 	for line := range strings.Lines(table) {
 		if fields := strings.Fields(line); len(fields) > 4 {
-			points = append(points, unescape(fields[4]))
+			points = append(points, linux.UnescapeMount(fields[4]))
 		}
 	}
 	return points
-}
-
-// unescape undoes the kernel's \ooo for blanks and backslashes in paths.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if c, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(c))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }

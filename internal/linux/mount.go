@@ -46,15 +46,16 @@ func mountKind(table []byte, target string) (kind string) {
 	for line := range bytes.Lines(table) {
 		before, after, ok := strings.Cut(string(line), " - ")
 		fields, rest := strings.Fields(before), strings.Fields(after)
-		if ok && len(fields) > 4 && len(rest) > 0 && unescapeMount(fields[4]) == target {
+		if ok && len(fields) > 4 && len(rest) > 0 && UnescapeMount(fields[4]) == target {
 			kind = rest[0]
 		}
 	}
 	return kind
 }
 
-// unescapeMount undoes \ooo, which stands for space, tab, newline and backslash.
-func unescapeMount(s string) string {
+// UnescapeMount undoes \ooo in a path of a mountinfo table, which stands for space,
+// tab, newline and backslash.
+func UnescapeMount(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s
 	}
