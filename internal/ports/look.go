@@ -125,8 +125,8 @@ func (f *Forwarder) refreshLocked() error {
 		want = f.wantedLocked(list)
 	}
 	f.listeners = f.othersLocked(list) // while it is known which are ours
-	if changed {                       // to try again is no news
-		f.touch()
+	if changed {
+		f.touch() // to try again is no news
 	}
 	f.forwardLocked(want)
 	f.notifyLocked()

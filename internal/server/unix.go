@@ -12,8 +12,8 @@ import (
 )
 
 // ListenUnix listens on a unix socket that root alone can connect to. A socket
-// that nobody listens on any more is replaced. Open takes the listener over;
-// its end removes the socket.
+// that nobody listens on any more is replaced. New takes the listener over; its
+// end removes the socket.
 func ListenUnix(path string) (net.Listener, error) {
 	if err := removeStale(path); err != nil {
 		return nil, fmt.Errorf("listen: %w", err)

@@ -27,7 +27,7 @@ type vsockListener struct {
 	addr vsockAddr
 }
 
-// ListenVsock listens on a vsock port. Open takes the listener over.
+// ListenVsock listens on a vsock port. New takes the listener over.
 func ListenVsock(port uint32) (net.Listener, error) {
 	fd, err := linux.ListenVsock(port)
 	if err != nil {
