@@ -78,7 +78,7 @@ func (c *treeCopy) directory(from int, name string, to int, newName, path string
 	if len(path) > pathMax {
 		return unix.ENAMETOOLONG // and two descriptors are held for each level
 	}
-	src, err := openDir(from, name, unix.O_NOFOLLOW)
+	src, err := openDir(from, name)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (c *treeCopy) directory(from int, name string, to int, newName, path string
 	if err := unix.Mkdirat(to, newName, 0o700); err != nil {
 		return err
 	}
-	dst, err := openDir(to, newName, unix.O_NOFOLLOW)
+	dst, err := openDir(to, newName)
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func (l *lister) list(dir *os.File, path string, names []string, depth uint32) e
 }
 
 func (l *lister) descend(dirfd int, name, path string, depth uint32) error {
-	dir, err := openDir(dirfd, name, unix.O_NOFOLLOW)
+	dir, err := openDir(dirfd, name)
 	if err != nil {
 		return nil
 	}
@@ -77,10 +77,9 @@ func (l *lister) descend(dirfd int, name, path string, depth uint32) error {
 	return l.list(dir, path, names, depth)
 }
 
-// openDir opens the directory name in dirfd for reading; flags are further
-// flags of open.
-func openDir(dirfd int, name string, flags int) (*os.File, error) {
-	fd, err := linux.OpenAt(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|flags, 0)
+// openDir opens the directory name in dirfd for reading; no link is followed.
+func openDir(dirfd int, name string) (*os.File, error) {
+	fd, err := linux.OpenAt(dirfd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -114,7 +114,7 @@ func (p *packer) contents(dirfd int, name string, h *tar.Header, st *unix.Stat_t
 	case unix.S_IFREG:
 		return p.regular(dirfd, name, h)
 	case unix.S_IFDIR:
-		dir, err := openDir(dirfd, name, unix.O_NOFOLLOW)
+		dir, err := openDir(dirfd, name)
 		if err != nil {
 			return vanished(err)
 		}

@@ -73,7 +73,8 @@ func (v *View) pin(path string) (fd int, st unix.Stat_t, err error) {
 	return withStat(fd)
 }
 
-// openDir is the function openDir for a path of the client's.
+// openDir opens the directory at a path of the client's for reading; links are
+// followed.
 func (v *View) openDir(path string) (*os.File, error) {
 	fd, err := v.open(path, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
