@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -264,6 +265,45 @@ func TestUnpackReplacesAndMerges(t *testing.T) {
 			t.Errorf("locked was changed at %d", st.Mtim.Sec)
 		}
 	})
+}
+
+// TestUnpackLargeHeaders: what an archive says of its directories, a megabyte
+// each if it likes, is not kept until the end.
+func TestUnpackLargeHeaders(t *testing.T) {
+	const entries, size = 100, 512 << 10
+	dir := userDir(t)
+	v := as(alice, dir, false)
+	r, w := io.Pipe()
+	var before, kept runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	written := make(chan error, 1)
+	go func() {
+		archive := tar.NewWriter(w)
+		junk := strings.Repeat("x", size)
+		var err error
+		for i := 0; i < entries && err == nil; i++ {
+			err = archive.WriteHeader(&tar.Header{
+				Typeflag: tar.TypeDir, Name: fmt.Sprintf("d%d/", i), Mode: 0o750, Format: tar.FormatPAX,
+				PAXRecords: map[string]string{"TEST.junk": junk, paxXattr + "user.k": "v"},
+			})
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&kept)
+		written <- errors.Join(err, archive.Close(), w.Close())
+	}()
+	must(t, v.Unpack("out", r))
+	must(t, <-written)
+	if more := int64(kept.HeapAlloc) - int64(before.HeapAlloc); more > entries*size/4 {
+		t.Errorf("%d bytes are held", more)
+	}
+	e, err := v.Stat("out/d7")
+	must(t, err)
+	var value [8]byte
+	n, err := unix.Getxattr(dir+"/out/d7", "user.k", value[:])
+	if err != nil || string(value[:n]) != "v" || e.Perm != 0o750 {
+		t.Errorf("attribute %q, %v; mode %o", value[:max(n, 0)], err, e.Perm)
+	}
 }
 
 func TestUnpackAsRootKeepsSetuid(t *testing.T) {

@@ -43,7 +43,7 @@ func (v *View) Unpack(dir string, r io.Reader) error {
 				return failed("unpack", dir, err)
 			}
 			defer unix.Close(root)
-			u := unpacker{root: root, modes: 0o777, made: make(map[string]*tar.Header)}
+			u := unpacker{root: root, modes: 0o777, made: make(map[string]*final)}
 			if v.User.UID == 0 {
 				u.modes = 0o7777
 			}
@@ -57,10 +57,17 @@ type unpacker struct {
 	root  int
 	modes int64 // bits of modes that are taken over
 
-	// made are the directories that were not there before, with their headers
-	// if the archive has one. They get mode and time last: a mode may forbid
-	// to make entries, and entries change the time.
-	made map[string]*tar.Header
+	// made are the directories that were not there before, with what the
+	// archive says of them if it does. They get mode and time last: a mode may
+	// forbid to make entries, and entries change the time.
+	made map[string]*final
+}
+
+// final is what an entry has in the end. The rest of its header may be a
+// megabyte.
+type final struct {
+	mode    int64
+	modTime time.Time
 }
 
 func (u *unpacker) unpack(r io.Reader) error {
@@ -147,7 +154,10 @@ func (u *unpacker) regular(t *tar.Reader, h *tar.Header, parent int, base string
 	f := os.NewFile(uintptr(fd), base)
 	_, err = pump(f, t)
 	if err == nil {
-		err = u.attributes(fd, h)
+		err = setAttributes(fd, h)
+	}
+	if err == nil {
+		err = u.finish(fd, &final{h.Mode, h.ModTime})
 	}
 	if closed := f.Close(); err == nil {
 		err = closed
@@ -179,8 +189,8 @@ func (u *unpacker) directory(parent int, name string, h *tar.Header) error {
 	base := path.Base(name)
 	err := unix.Mkdirat(parent, base, newDirMode)
 	if err == nil {
-		u.made[name] = h
-		return nil
+		u.made[name] = nil
+		return u.describe(parent, name, h)
 	}
 	var st unix.Stat_t
 	if !errors.Is(err, unix.EEXIST) || statAt(parent, base, &st) != nil {
@@ -189,13 +199,28 @@ func (u *unpacker) directory(parent int, name string, h *tar.Header) error {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		if _, ok := u.made[name]; ok {
-			u.made[name] = h
+			return u.describe(parent, name, h)
 		}
 		return nil
 	case unix.S_IFLNK:
 		return nil
 	}
 	return ErrNotDirectory
+}
+
+// describe gives the directory name, which this archive made, the attributes of
+// its header, if it has one, and notes the rest.
+func (u *unpacker) describe(parent int, name string, h *tar.Header) error {
+	if h == nil {
+		return nil
+	}
+	dir, err := openDir(parent, path.Base(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	u.made[name] = &final{h.Mode, h.ModTime}
+	return setAttributes(int(dir.Fd()), h)
 }
 
 // parent pins the directory that name is in, and makes it if it is missing.
@@ -240,24 +265,24 @@ func (u *unpacker) openBeneath(name string, flags int) (int, error) {
 func (u *unpacker) finishDirectories() error {
 	names := slices.Sorted(maps.Keys(u.made))
 	for _, name := range slices.Backward(names) {
-		h := u.made[name]
-		if h == nil {
+		last := u.made[name]
+		if last == nil {
 			continue
 		}
 		fd, err := u.openBeneath(name, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err == nil {
-			err = u.attributes(fd, h)
+			err = u.finish(fd, last)
 			_ = unix.Close(fd)
 		}
 		if err != nil {
-			return failed("unpack", h.Name, err)
+			return failed("unpack", name, err)
 		}
 	}
 	return nil
 }
 
-// attributes gives the open file fd what h says about it.
-func (u *unpacker) attributes(fd int, h *tar.Header) error {
+// setAttributes gives the open file fd the attributes of users that h has.
+func setAttributes(fd int, h *tar.Header) error {
 	for _, record := range slices.Sorted(maps.Keys(h.PAXRecords)) {
 		name, ok := strings.CutPrefix(record, paxXattr)
 		if !ok || !strings.HasPrefix(name, userXattr) {
@@ -268,10 +293,15 @@ func (u *unpacker) attributes(fd int, h *tar.Header) error {
 			return fmt.Errorf("set attribute %q: %w", name, err)
 		}
 	}
-	if err := unix.Fchmod(fd, uint32(h.Mode&u.modes)); err != nil {
+	return nil
+}
+
+// finish gives the open file fd its mode and time.
+func (u *unpacker) finish(fd int, last *final) error {
+	if err := unix.Fchmod(fd, uint32(last.mode&u.modes)); err != nil {
 		return err
 	}
-	return setModTime(fd, "", unix.AT_EMPTY_PATH, h.ModTime)
+	return setModTime(fd, "", unix.AT_EMPTY_PATH, last.modTime)
 }
 
 // setModTime leaves the time of the last access alone.
