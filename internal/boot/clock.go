@@ -100,7 +100,7 @@ func (c *Clock) Run(ctx context.Context) error {
 	}
 }
 
-// Close releases the device. Run must have returned.
+// Close releases the device. A look that comes after finds no clock.
 func (c *Clock) Close() error { return c.hands.close() }
 
 // Quiesce stops looking at the host's clock until Resume.

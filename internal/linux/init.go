@@ -36,7 +36,14 @@ func LoadModule(path string, compressed bool) error {
 func ClockOf(device *os.File) (int64, error) {
 	const clockFD = 3
 	var ts unix.Timespec
-	if err := unix.ClockGettime(int32(^device.Fd()<<3|clockFD), &ts); err != nil {
+	raw, err := device.SyscallConn()
+	if err == nil {
+		// Not device.Fd: of a file that is closed it is -1, which makes the number
+		// of another clock, the thread's processor time.
+		ctlErr := raw.Control(func(fd uintptr) { err = unix.ClockGettime(int32(^fd<<3|clockFD), &ts) })
+		err = errors.Join(ctlErr, err)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("read clock of %s: %w", device.Name(), err)
 	}
 	return ts.Nano(), nil
