@@ -81,7 +81,8 @@ func (r *Reaper) Run(ctx context.Context) error {
 	}
 }
 
-// Close releases what Open acquired. Run must have returned.
+// Close releases what Open acquired. Nothing is started any more; what runs is
+// still reaped until Run returns.
 func (r *Reaper) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
