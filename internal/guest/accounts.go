@@ -3,6 +3,7 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"slices"
@@ -91,10 +92,17 @@ func (a *Accounts) refreshLocked() {
 	if a.loaded && now == a.stamps {
 		return
 	}
-	// The stamps are from before the read: a change during it is seen next time.
-	a.stamps, a.loaded = now, true
-	passwd, _ := os.ReadFile(a.passwd) // missing reads as empty
-	group, _ := os.ReadFile(a.group)
+	passwd, err := readIfThere(a.passwd)
+	group, groupErr := readIfThere(a.group)
+	switch {
+	case err == nil && groupErr == nil:
+		// The stamps are from before the read: a change during it is seen next time.
+		a.stamps, a.loaded = now, true
+	case a.loaded:
+		// No descriptor was left, or a thread that is a user for files may not
+		// read them. What was known holds until a call can.
+		return
+	}
 	a.byName, a.users = parsePasswd(passwd)
 	if len(a.byName) == 0 {
 		a.byName = map[string]Account{"root": {Name: "root", Home: "/"}}
@@ -111,6 +119,15 @@ func (a *Accounts) refreshLocked() {
 		acct.Groups = slices.Compact(acct.Groups)
 		a.byName[name] = acct
 	}
+}
+
+// readIfThere reads a file; a missing one is empty.
+func readIfThere(path string) ([]byte, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return text, err
 }
 
 func stampOf(path string) stamp {

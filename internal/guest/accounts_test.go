@@ -9,6 +9,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 const (
@@ -237,4 +239,28 @@ func FuzzGroup(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestAccountsUnreadable: files that changed and cannot be read, here since the
+// thread is a user, do not make the accounts unknown.
+func TestAccountsUnreadable(t *testing.T) {
+	a, dir := files(t, "root:x:0:0::/root:\nold:x:7:7::/:\n", "")
+	if _, err := a.Lookup("old"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(dir, "passwd"), "root:x:0:0::/root:\nnewer:x:8:8::/:\n")
+	if err := os.Chmod(filepath.Join(dir, "passwd"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := linux.DoAs(linux.FSIdentity{UID: 42001, GID: 42001}, func() error {
+		if name := a.UserName(7); name != "old" {
+			t.Errorf("user 7 is %q", name)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Lookup("newer"); err != nil {
+		t.Error(err)
+	}
 }
