@@ -79,16 +79,19 @@ func DefaultRoutes() ([]int, error) {
 }
 
 // IsLocal tells whether packets to addr stay on this machine: whether it is one
-// of its own addresses. index is the interface of a link-local address.
+// of its own addresses. index is the interface that an IPv6 link-local address is
+// on. One of IPv4 is the machine's whichever interface has it: asked for on
+// another, the kernel would say that it is not.
 func IsLocal(addr netip.Addr, index int) (bool, error) {
-	family, ip := byte(unix.AF_INET6), addr.Unmap().AsSlice()
+	addr = addr.Unmap()
+	family, ip := byte(unix.AF_INET6), addr.AsSlice()
 	if len(ip) == net4Bytes {
 		family = unix.AF_INET
 	}
 	// struct rtmsg: family, length of destination in bits, and zeros.
 	request := append([]byte{family, byte(8 * len(ip))}, make([]byte, unix.SizeofRtMsg-2)...)
 	request = appendRouteAttr(request, unix.RTA_DST, ip)
-	if addr.IsLinkLocalUnicast() {
+	if addr.Is6() && addr.IsLinkLocalUnicast() {
 		request = appendRouteAttr(request, unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, uint32(index)))
 	}
 	reply, err := netlinkAsk(unix.RTM_GETROUTE, request)

@@ -211,10 +211,15 @@ func TestIsLocal(t *testing.T) {
 	n.ip(t, "link set v1 up")
 	n.ip(t, "route add local 10.7.0.0/16 dev lo")
 	n.ip(t, "-6 route add local fd07::/64 dev lo")
+	// Who has an address of another interface, and came in on this one.
+	n.ip(t, "link add w0 type veth peer name w1")
+	n.ip(t, "addr add 169.254.0.21/30 dev w0")
+	n.ip(t, "link set w0 up")
 	index := n.index(t, "v0")
 	for addr, want := range map[string]bool{
 		"127.0.0.1": true, "127.3.2.1": true, "::1": true, "10.0.0.2": true, "fd00::2": true, "fe80::2": true,
 		"::ffff:10.0.0.2": true, "10.7.8.9": true, "fd07::9": true,
+		"169.254.0.21": true, "::ffff:169.254.0.21": true, "169.254.0.22": false,
 		"10.0.0.1": false, "::ffff:10.0.0.1": false, "fd00::1": false, "fe80::1": false, "192.0.2.1": false, "2001:db8::1": false,
 	} {
 		n.do(func() {
