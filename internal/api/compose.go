@@ -6,6 +6,10 @@ import (
 	"net/http"
 )
 
+// maxCompose bounds the body of POST /files/compose, in bytes: it is decoded as a
+// whole, and a list of empty paths takes ten times its size.
+const maxCompose = 4 << 20
+
 // composeRequest is the body of POST /files/compose.
 type composeRequest struct {
 	SourcePaths []string `json:"source_paths"`
@@ -22,7 +26,7 @@ func (t *fileTransfer) compose(w http.ResponseWriter, r *http.Request) {
 
 func (t *fileTransfer) composed(w http.ResponseWriter, r *http.Request) error {
 	var req composeRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxMessage)).Decode(&req); err != nil {
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxCompose)).Decode(&req); err != nil {
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 			return statusError{http.StatusRequestEntityTooLarge, err}
 		}

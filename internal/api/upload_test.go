@@ -443,6 +443,7 @@ func TestCompose(t *testing.T) {
 			{`{"source_paths":"p0","destination":"all"}`, 400},
 			{`{"destination":"all"}`, 400},
 			{`{"source_paths":[],"destination":"all"}`, 400},
+			{`{"source_paths":[` + strings.Repeat(`"",`, maxCompose/3) + `""],"destination":"all"}`, 413},
 			{`{"source_paths":["p0"]}`, 400},
 			{`{"source_paths":["p0","p1"],"destination":"p1"}`, 400},
 			{`{"source_paths":["p0","dir"],"destination":"all"}`, 400},
