@@ -37,6 +37,9 @@ func TestArguments(t *testing.T) {
 			t.Errorf("%q are taken", args)
 		}
 	}
+	if code := run([]string{"--output-retain=29s"}); code != 2 {
+		t.Errorf("ended processes may be forgotten early: exit code %d", code)
+	}
 	fs, port, unix := flags()
 	if err := parse(fs, []string{"-port=2", "--unix", "/u"}, false); err != nil || *port != 2 || *unix != "/u" {
 		t.Errorf("%v, port %d, unix %q", err, *port, *unix)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/wrenn/envd/internal/daemon"
 	"github.com/wrenn/envd/internal/process"
@@ -18,6 +19,10 @@ import (
 
 // version is what /health reports; SDKs choose features by it.
 const version = "0.9.0"
+
+// leastRetain is how long clients may rely on an ended process, from the wire
+// contract.
+const leastRetain = 30 * time.Second
 
 // commit is set by the build.
 var commit = "unknown"
@@ -63,7 +68,11 @@ func run(args []string) int {
 	case *showCommit && !isInit:
 		fmt.Println(commit)
 		return 0
+	case output.Retain < leastRetain && !isInit:
+		fmt.Fprintf(os.Stderr, "envd: flag output-retain: less than %v\n", leastRetain)
+		return 2
 	}
+	output.Retain = max(output.Retain, leastRetain)
 	cfg.Firecracker, cfg.Output = !*outside, output
 	cfg.Log = newLog(cfg.Firecracker, level)
 	if err := daemon.Run(context.Background(), cfg); err != nil {
