@@ -3,13 +3,14 @@ package wire
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -312,30 +313,37 @@ func (r *reader) check(want []byte) {
 	}
 }
 
+// longLines is how many lines are 15 MB: more than fits in all buffers on the way.
+const longLines = 2_000_000
+
+// longSequence is what "seq" prints of them, made once: it takes seconds.
+var longSequence = sync.OnceValue(func() (text []byte) {
+	for i := range longLines {
+		text = append(strconv.AppendInt(text, int64(i+1), 10), '\n')
+	}
+	return text
+})
+
 // TestSlowReaderContinues checks that a reader which falls behind another is
 // told so, and where to continue, and then has every byte that is kept, and
 // the word for every one that is not.
 func TestSlowReaderContinues(t *testing.T) {
 	spread(t, func(t *testing.T, c *call) {
 		c.d.needs(t, "process.output_offsets")
+		want := longSequence()
 		ctx := bounded(t)
-		const lines = 2_000_000 // 15 MB: more than fits in all buffers on the way
-		var want bytes.Buffer
-		for i := range lines {
-			fmt.Fprintln(&want, i+1)
-		}
-		f := c.start(ctx, sh(fmt.Sprintf("read x; seq %d; read x", lines)))
+		f := c.start(ctx, sh(fmt.Sprintf("read x; seq %d; read x", longLines)))
 		slow := &reader{c: c, follow: c.attach(ctx, &pb.ConnectRequest{Process: pid(f.pid), Offset: proto.Uint64(0)})}
 		fast := &reader{c: c, follow: f}
 		c.must(c.sendInput(ctx, pid(f.pid), []byte("\n")))
-		fast.all(ctx, uint64(want.Len()))
-		fast.check(want.Bytes())
-		slow.all(ctx, uint64(want.Len()))
-		slow.check(want.Bytes())
+		fast.all(ctx, uint64(len(want)))
+		fast.check(want)
+		slow.all(ctx, uint64(len(want)))
+		slow.check(want)
 		if slow.aborted == 0 {
 			t.Error("it was never cut off")
 		}
-		if tail := slow.chunks[len(slow.chunks)-1]; !bytes.HasSuffix(want.Bytes(), tail.GetStdout()) {
+		if tail := slow.chunks[len(slow.chunks)-1]; !bytes.HasSuffix(want, tail.GetStdout()) {
 			t.Error("it did not get the end")
 		}
 		c.must(c.sendInput(ctx, pid(f.pid), []byte("\n")))
@@ -350,8 +358,9 @@ func TestSlowReaderContinues(t *testing.T) {
 // TestSlowReaderAlone checks that a reader that is alone is waited for.
 func TestSlowReaderAlone(t *testing.T) {
 	spread(t, func(t *testing.T, c *call) {
+		want := longSequence()
 		ctx := bounded(t)
-		f := c.start(ctx, sh("seq 2000000; echo done >&2"))
+		f := c.start(ctx, sh(fmt.Sprintf("seq %d; echo done >&2", longLines)))
 		// It does not read until the program has come to a stand: blocked, or
 		// at its end with a client that reads ahead so far (grpc-go).
 		before := uint64(0)
@@ -366,11 +375,7 @@ func TestSlowReaderAlone(t *testing.T) {
 			before = now
 		}
 		f.exit(0)
-		want := sha256.New()
-		for i := range 2_000_000 {
-			fmt.Fprintln(want, i+1)
-		}
-		if got := sha256.Sum256(f.stdout); !bytes.Equal(got[:], want.Sum(nil)) {
+		if !bytes.Equal(f.stdout, want) {
 			t.Errorf("%d bytes are not what was written", len(f.stdout))
 		}
 	})
