@@ -68,6 +68,11 @@ func runMountHelper(args []string) error {
 	if err != nil {
 		return err
 	}
+	// Nothing is mounted there yet: then a link may be. It would decide where
+	// the volume lands, and hide it from MountKind the next time.
+	if fi, err := os.Lstat(path); kind == "" && err == nil && fi.Mode()&os.ModeSymlink != 0 {
+		return fmt.Errorf("%s is a symbolic link", path)
+	}
 	if strings.HasPrefix(kind, "nfs") {
 		if verb == verbKeep {
 			return nil

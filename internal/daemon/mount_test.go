@@ -108,3 +108,23 @@ func TestHelperName(t *testing.T) {
 		}
 	}
 }
+
+// TestHelperRefusesLinks checks that nobody in the guest decides by a link
+// where a volume lands.
+func TestHelperRefusesLinks(t *testing.T) {
+	m := helpers(t)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "volume")
+	if err := os.Symlink("/", path); err != nil {
+		t.Fatal(err)
+	}
+	v, err := guest.ParseMount("127.0.0.1:/x", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, keep := range []bool{false, true} {
+		if err := m.Mount(t.Context(), v, netip.MustParseAddr("127.0.0.1"), keep); err == nil || !strings.Contains(err.Error(), "is a symbolic link") {
+			t.Errorf("keep %v: %v", keep, err)
+		}
+	}
+}
