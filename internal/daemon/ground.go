@@ -23,8 +23,7 @@ type ground struct {
 	wanted chan struct{}     // closed when a command waits
 	want   func()            // closes it
 	ready  chan struct{}     // closed when prepared
-	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable; valid once ready, as is err
-	err    error
+	groups *cgroup.Hierarchy // nil where cgroup v2 is not usable; valid once ready
 }
 
 func newGround() *ground {
@@ -57,21 +56,20 @@ func (g *ground) prepare(root string, log *slog.Logger) {
 	if err := protectSelf(); err != nil {
 		log.Info("the daemon may be killed when memory runs out", "reason", err)
 	}
-	g.groups, g.err = cgroup.Open(root)
-	switch {
-	case errors.Is(g.err, cgroup.ErrUnusable):
-		log.Info("commands are tracked without cgroups: what sheds its parent, session and environment escapes a kill", "reason", g.err)
-		g.err = nil
-	case g.err == nil:
-		log.Info("commands are tracked by cgroup", "root", root, "controllers", g.groups.Controllers())
+	groups, err := cgroup.Open(root)
+	if err != nil {
+		log.Info("commands are tracked without cgroups: what sheds its parent, session and environment escapes a kill", "reason", err)
+		return
 	}
+	g.groups = groups
+	log.Info("commands are tracked by cgroup", "root", root, "controllers", groups.Controllers())
 }
 
 // hierarchy waits for prepare; it is the table's Groups.
-func (g *ground) hierarchy() (*cgroup.Hierarchy, error) {
+func (g *ground) hierarchy() *cgroup.Hierarchy {
 	g.want()
 	<-g.ready
-	return g.groups, g.err
+	return g.groups
 }
 
 // run runs the hierarchy, if there is one. With force the daemon joins it
@@ -81,9 +79,6 @@ func (g *ground) run(ctx context.Context, force bool, log *slog.Logger) error {
 	case <-g.ready:
 	case <-ctx.Done():
 		return nil
-	}
-	if g.err != nil {
-		return g.err
 	}
 	if g.groups == nil {
 		<-ctx.Done()

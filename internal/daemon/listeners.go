@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
+	"math"
 	"net"
 	"strconv"
 
@@ -28,7 +30,10 @@ func openListeners(cfg Config, isInit bool) ([]net.Listener, error) {
 			errs = append(errs, err)
 		}
 	}
-	if cfg.VsockPort != 0 {
+	switch {
+	case cfg.VsockPort > math.MaxUint32:
+		add(nil, fmt.Errorf("flag vsock-port: %d is more than 32 bits hold", cfg.VsockPort))
+	case cfg.VsockPort != 0:
 		add(server.ListenVsock(uint32(cfg.VsockPort)))
 	}
 	if cfg.Unix != "" {

@@ -26,20 +26,17 @@ func snapshotConfig(g *ground, log *slog.Logger) snapshot.Config {
 type workload struct{ ground *ground }
 
 func (w workload) Freeze(ctx context.Context) (snapshot.Frozen, error) {
-	groups, err := w.ground.hierarchy()
-	if err == nil && groups == nil {
-		err = cgroup.ErrUnusable
-	}
-	if err != nil {
-		return snapshot.Frozen{}, err
+	groups := w.ground.hierarchy()
+	if groups == nil {
+		return snapshot.Frozen{}, cgroup.ErrUnusable
 	}
 	return snapshot.Frozen(groups.Freeze(ctx)), nil
 }
 
 func (w workload) Thaw() error {
-	groups, err := w.ground.hierarchy()
-	if err != nil || groups == nil {
-		return err
+	groups := w.ground.hierarchy()
+	if groups == nil {
+		return nil
 	}
 	return groups.Thaw()
 }

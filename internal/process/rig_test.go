@@ -71,7 +71,7 @@ func newRig(t testing.TB, cfg Config, cgroups bool) *rig {
 		wg.Go(func() { must(t, r.groups.Run(ctx)) })
 		t.Cleanup(func() { must(t, r.groups.Close()) })
 	}
-	r.table, err = OpenTable(cfg, r.reaper, func() (*cgroup.Hierarchy, error) { return r.groups, nil })
+	r.table, err = OpenTable(cfg, r.reaper, func() *cgroup.Hierarchy { return r.groups })
 	must(t, err)
 	t.Cleanup(r.close)
 	return r

@@ -85,7 +85,7 @@ type Table struct {
 
 // Groups answers where commands get their cgroups, nil where cgroup v2 is not
 // usable. It may wait until that is known: the first start then waits as well.
-type Groups func() (*cgroup.Hierarchy, error)
+type Groups func() *cgroup.Hierarchy
 
 // OpenTable makes an empty table. Close ends it.
 func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
@@ -233,10 +233,7 @@ func (p *Process) discard() {
 
 // group makes the cgroup for spec; nil where there are none.
 func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
-	groups, err := t.groups()
-	if err != nil {
-		return nil, &StartError{Kind: Internal, Text: "commands cannot be tracked", Err: err}
-	}
+	groups := t.groups()
 	if groups == nil {
 		if spec.Limits != (cgroup.Limits{}) {
 			return nil, &StartError{Kind: Unmet, Text: "limits need cgroup v2", Err: cgroup.ErrUnusable}
@@ -422,7 +419,7 @@ func (t *Table) armLocked() {
 // without cgroups the next turn, sees to them.
 func (t *Table) expire() {
 	var system *snapshot
-	if groups, _ := t.groups(); groups == nil { // known by now
+	if t.groups() == nil { // known by now
 		system = scan() // takes a while: not under the lock
 	}
 	t.mu.Lock()
