@@ -24,9 +24,10 @@ import (
 
 const port = "49983"
 
-// build builds the daemon once, with the race detector.
+// build builds the daemon once, with the race detector: on a filesystem that goes
+// with the guest.
 var build = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "envd-life-")
+	dir, err := os.MkdirTemp("/run", "envd-life-")
 	if err != nil {
 		return "", err
 	}
