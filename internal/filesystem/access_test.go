@@ -54,6 +54,8 @@ func TestAccessThroughProc(t *testing.T) {
 	dir := layout(t)
 	must(t, os.Chmod(dir+"/private/sub", 0o777))
 	must(t, os.Chmod(dir+"/private/f", 0o666))
+	must(t, os.WriteFile(dir+"/private/sub/x", nil, 0o666))
+	must(t, os.WriteFile(dir+"/home/mine", nil, 0o666))
 	file, err := os.Open(dir + "/private/f")
 	must(t, err)
 	defer file.Close()
@@ -77,14 +79,19 @@ func TestAccessThroughProc(t *testing.T) {
 			_, err := v.Write(through(file), strings.NewReader("x"), Upload{Size: 1, Atomic: true})
 			return err
 		},
-		"compose": func() error { _, err := v.Compose("all", []string{through(file)}, nil); return err },
+		"compose":  func() error { _, err := v.Compose("all", []string{through(file)}, nil); return err },
+		"stat":     func() error { _, err := v.Stat(through(sub) + "/x"); return err },
+		"make":     func() error { _, err := v.MakeDir(through(sub) + "/new/dir"); return err },
+		"remove":   func() error { return v.Remove(through(sub) + "/x") },
+		"move in":  func() error { _, err := v.Move("mine", through(sub)+"/new"); return err },
+		"move out": func() error { _, err := v.Move(through(sub)+"/x", "stolen"); return err },
 	} {
 		if err := do(); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	wantContents(t, dir+"/private/f", "old")
-	wantNames(t, dir+"/private/sub")
+	wantNames(t, dir+"/private/sub", "x")
 }
 
 // TestAccess is the table of what each mode allows: root's reach all of it, the

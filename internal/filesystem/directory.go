@@ -20,7 +20,7 @@ func (v *View) MakeDir(path string) (e Entry, err error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	err = v.Do(func() error {
+	err = v.doNamed(func() error {
 		if err := v.makeParents(path); err != nil {
 			return err
 		}
@@ -30,7 +30,7 @@ func (v *View) MakeDir(path string) (e Entry, err error) {
 		}
 		e, err = v.Stat(path)
 		return err
-	})
+	}, path)
 	return e, err
 }
 
@@ -64,7 +64,7 @@ func (v *View) Remove(path string) error {
 	if err != nil {
 		return err
 	}
-	return v.Do(func() error {
+	return v.doNamed(func() error {
 		// RemoveAll works relative to descriptors of the directories.
 		err := os.RemoveAll(path)
 		if errors.Is(err, unix.ENOTDIR) {
@@ -73,5 +73,5 @@ func (v *View) Remove(path string) error {
 			}
 		}
 		return failed("remove", path, err)
-	})
+	}, path)
 }

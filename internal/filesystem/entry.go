@@ -56,10 +56,10 @@ func (v *View) Stat(path string) (e Entry, err error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	err = v.Do(func() error {
+	err = v.doNamed(func() error {
 		e, err = v.describer().entry(unix.AT_FDCWD, path, path)
 		return failed("stat", path, belowFile(err))
-	})
+	}, path)
 	return e, err
 }
 

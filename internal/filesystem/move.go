@@ -20,13 +20,13 @@ func (v *View) Move(source, destination string) (e Entry, err error) {
 	if destination, err = v.User.resolveNamed(destination); err != nil {
 		return Entry{}, err
 	}
-	err = v.Do(func() error {
+	err = v.doNamed(func() error {
 		if err := v.move(source, destination); err != nil {
 			return err
 		}
 		e, err = v.Stat(destination)
 		return err
-	})
+	}, source, destination)
 	return e, err
 }
 
