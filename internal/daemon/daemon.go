@@ -153,6 +153,7 @@ func (d *daemon) openTable() (err error) {
 	d.Output.Gate = d.coordinator
 	d.Output.Started = d.started
 	d.Output.Ended = d.ended
+	d.Output.Forgotten = d.trim.touch // what was kept of it is free now
 	if d.table, err = process.OpenTable(d.Output, d.reaper, d.ground.hierarchy); err != nil {
 		return err
 	}

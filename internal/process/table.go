@@ -37,6 +37,9 @@ type Config struct {
 	Retain time.Duration
 	// Ended, when not nil, is called after each end. It does not block.
 	Ended func(*Process)
+	// Forgotten, when not nil, is called when an ended process and its output
+	// are kept no more. It does not block.
+	Forgotten func()
 	// Started, when not nil, is called after each start. It does not block.
 	Started func()
 	// Gate, when not nil, is passed by every start.
@@ -488,6 +491,9 @@ func (t *Table) forgetLocked(p *Process) {
 	}
 	t.budget.forget(p.out)
 	p.stopTimers()
+	if t.cfg.Forgotten != nil {
+		t.cfg.Forgotten()
+	}
 	if len(t.all) == 0 {
 		// Maps do not shrink by themselves.
 		t.all, t.pids, t.tags = make(map[uint64]*Process), make(map[int]*Process), make(map[string][]*Process)

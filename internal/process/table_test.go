@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -107,6 +108,8 @@ func TestPidReuse(t *testing.T) {
 func TestRetention(t *testing.T) {
 	cfg := DefaultConfig()
 	cfg.Retain = 250 * time.Millisecond
+	var forgotten atomic.Int32
+	cfg.Forgotten = func() { forgotten.Add(1) }
 	bothModesWith(t, cfg, func(t *testing.T, r *rig) {
 		p, rd := r.start(tagged(shell("echo text; exit 6"), "t"))
 		rd.all()
@@ -131,8 +134,14 @@ func TestRetention(t *testing.T) {
 		if l := r.table.List(true); !slices.Equal(l, []*Process{p}) {
 			t.Errorf("the list is %v", l)
 		}
+		if n := forgotten.Load(); n != 0 {
+			t.Errorf("told of %d forgotten processes", n)
+		}
 		ended := time.Now()
 		eventually(t, "the process to be forgotten", func() bool { return len(r.table.List(true)) == 0 })
+		if n := forgotten.Swap(0); n != 1 {
+			t.Errorf("told of %d forgotten processes, not 1", n)
+		}
 		if d := time.Since(ended); d < cfg.Retain-100*time.Millisecond {
 			t.Errorf("forgotten after %v, retention %v", d, cfg.Retain)
 		}
