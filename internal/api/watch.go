@@ -42,6 +42,9 @@ type watchRequest interface {
 func (s *filesystemService) prepareWatch(ctx context.Context, req watchRequest) (*Watched, watch.Options, error) {
 	view := s.viewOf(ctx)
 	root, err := view.User.Resolve(req.GetPath())
+	if err == nil {
+		err = view.Reach(root)
+	}
 	if err != nil {
 		return nil, watch.Options{}, err
 	}

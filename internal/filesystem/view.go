@@ -99,6 +99,12 @@ func (v *View) doNamed(fn func() error, paths ...string) error {
 	})
 }
 
+// Reach is ErrInvalid where a limited view refuses the directory at path for a
+// magic link of /proc: for a caller that opens it by its name, in Do.
+func (v *View) Reach(path string) error {
+	return v.Do(func() error { return failed("reach", path, v.checkWay(filepath.Join(path, "entry"))) })
+}
+
 // checkWay looks at the directories of path that are there. What else is wrong
 // with them, the call itself finds out.
 func (v *View) checkWay(path string) error {
