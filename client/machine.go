@@ -1,11 +1,9 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"time"
 )
@@ -21,19 +19,8 @@ func (c *Client) Shutdown(ctx context.Context, grace time.Duration, reboot bool)
 	if err != nil {
 		return fmt.Errorf("shutdown: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base+"/shutdown", bytes.NewReader(body))
-	if err != nil {
+	if _, err := c.plain(ctx, http.MethodPost, "/shutdown", body, http.StatusNoContent); err != nil {
 		return fmt.Errorf("shutdown: %w", err)
-	}
-	authenticate{c.opts}.set(req.Header)
-	res, err := c.http.Do(req)
-	if err != nil {
-		return fmt.Errorf("shutdown: %w", err)
-	}
-	defer res.Body.Close() //nolint:errcheck // read as far as it matters
-	if res.StatusCode != http.StatusNoContent {
-		text, _ := io.ReadAll(io.LimitReader(res.Body, 1<<10)) // the status says enough
-		return fmt.Errorf("shutdown: status %s: %s", res.Status, text)
 	}
 	return nil
 }
