@@ -66,6 +66,9 @@ type registry struct {
 	all   map[*conn]struct{} //
 	timer *time.Timer        // looks while resting; nil before the first Rest
 	armed bool               // the timer runs
+	idles *time.Timer        // runs sweep while a connection is open; nil before the first one
+
+	patience time.Duration // idleTimeout, but in tests
 
 	resting atomic.Bool
 	// sparing is set while net/http is told to stop keeping connections alive.
@@ -111,9 +114,37 @@ func (r *registry) enter(ctx context.Context, nc net.Conn) context.Context {
 	c.born = r.epoch
 	if r.all == nil {
 		r.all = make(map[*conn]struct{})
+		r.sweepLater()
 	}
 	r.all[c] = struct{}{}
 	return ctx
+}
+
+// sweepLater has the idle connections looked at, after a tenth of the time that
+// they get. The caller holds mu.
+func (r *registry) sweepLater() {
+	if r.idles == nil {
+		r.idles = time.AfterFunc(r.patience/10, r.sweep)
+		return
+	}
+	r.idles.Reset(r.patience / 10)
+}
+
+// sweep closes the connections that have been idle for too long. With its own
+// time limit, net/http holds on to an HTTP/2 connection and its buffers for as
+// long after the connection was cut off amid requests: it stops that timer
+// before it ends the streams, and the end of the last one starts it again.
+func (r *registry) sweep() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for c := range r.all {
+		if c.idle() && c.still() >= r.patience {
+			c.retire()
+		}
+	}
+	if len(r.all) > 0 {
+		r.sweepLater()
+	}
 }
 
 // track follows the states of a connection; see http.Server.ConnState. Those
@@ -141,6 +172,7 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		delete(r.all, c)
 		if len(r.all) == 0 {
 			r.all = nil // maps do not shrink by themselves
+			r.idles.Stop()
 		}
 	default:
 	}
@@ -323,6 +355,9 @@ func (r *registry) close() {
 	defer r.mu.Unlock()
 	if r.timer != nil {
 		r.timer.Stop()
+	}
+	if r.idles != nil {
+		r.idles.Stop()
 	}
 	for c := range r.all {
 		_ = c.socket.Close()

@@ -24,6 +24,9 @@ const (
 	// idleTimeout is longer than any proxy in front keeps an idle connection,
 	// so that a proxy never sends on one that we just closed.
 	idleTimeout = 640 * time.Second
+	// maxFrame bounds the frames that a client may send over HTTP/2, in bytes.
+	// A connection holds on to a buffer of the longest that it got.
+	maxFrame = 64 << 10
 	// maxStreams bounds the streams of one HTTP/2 connection. The default of
 	// 250 is less than a busy client holds.
 	maxStreams = 100_000
@@ -60,15 +63,15 @@ func New(handler http.Handler, log *slog.Logger, listeners ...net.Listener) *Ser
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	s := &Server{cancel: cancel}
+	s.conns.patience = idleTimeout
 	for _, l := range listeners {
 		s.listeners = append(s.listeners, watched{l, deadCheck, &s.sent})
 	}
 	s.http = &http.Server{
 		Handler:           Middleware(handler, log),
 		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
 		Protocols:         protocols,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, MaxReadFrameSize: maxFrame},
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ConnContext:       s.conns.enter,
 		ConnState:         s.conns.track,
