@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"connectrpc.com/connect"
@@ -94,9 +95,12 @@ func (cmd *Command) selector() *pb.ProcessSelector {
 
 // Next answers the next output or, last, the end. When the connection breaks,
 // the daemon cuts a slow reader off or the guest was restored from a snapshot,
-// it continues where it stopped. It
-// returns ErrLost when that is no longer kept, with the event that follows.
+// it continues where it stopped. It returns ErrLost when that is no longer
+// kept, with the event that follows, and io.EOF after the end.
 func (cmd *Command) Next(ctx context.Context) (*pb.ProcessEvent, error) {
+	if cmd.ended {
+		return nil, io.EOF
+	}
 	for tries := 0; ; {
 		if cmd.stream.Receive() {
 			tries = 0

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -295,6 +296,9 @@ func readAll(ctx context.Context, cmd *client.Command, out, errs hash.Hash) (*pb
 			return nil, err
 		}
 		if end := e.GetEnd(); end != nil {
+			if e, err = cmd.Next(ctx); !errors.Is(err, io.EOF) {
+				return nil, fmt.Errorf("after the end: %v, %w", e, err)
+			}
 			return end, nil
 		}
 		out.Write(e.GetData().GetStdout())
