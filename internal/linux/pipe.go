@@ -86,13 +86,14 @@ func Read(fd uintptr, p []byte) (int, error) {
 }
 
 // AwaitInput blocks the thread until there is input, or its end, on one of
-// fds, for limit at most.
-func AwaitInput(fds []int, limit time.Duration) {
+// fds, for limit at most. It tells whether there is some on the last one.
+func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 	polls := make([]unix.PollFd, len(fds))
 	for i, fd := range fds {
 		polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	}
 	_, _ = unix.Poll(polls, int(limit.Milliseconds())) // a signal ends it early: no harm
+	return polls[len(polls)-1].Revents != 0
 }
 
 // OpenNull opens /dev/null for reading. os.Open would have the runtime try to

@@ -43,6 +43,7 @@ type Cursor struct {
 	// Guarded by o.mu.
 	at    int64     // offset of the next byte to take from the log
 	until int64     // offset to end at, once the process has ended
+	taken bool      // Take was called
 	took  time.Time // when it last took something; for Output.sparing
 	gap   *Gap      // not yet answered
 	// kept holds references to what was in the log when a cursor was attached
@@ -86,6 +87,17 @@ func (o *Output) Attach(offset int64) (*Cursor, error) {
 	return c, nil
 }
 
+// attachFirst opens the cursor of a process that is about to start. It drives
+// from the beginning: the pumps, which stand by, need not be polled if it reads
+// all there is, as of a command that ends at once.
+func (o *Output) attachFirst(pumps []*pump) *Cursor {
+	c, _ := o.Attach(0) // never beyond the end
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.driver, o.waiting = c, slices.Clone(pumps)
+	return c
+}
+
 // keep takes references to all of entries.
 func (c *Cursor) keep(entries []entry) {
 	for _, e := range entries {
@@ -108,8 +120,9 @@ func (c *Cursor) ring() {
 // Ready yields when Take is worth calling.
 func (c *Cursor) Ready() <-chan struct{} { return c.bell }
 
-// Take answers what there is to read, without waiting. The bytes of the chunks
-// are valid until the next Take or Close. No chunk is larger than maxChunk.
+// Take answers what there is to read, without waiting for more but a moment: see
+// Output.patience. The bytes of the chunks are valid until the next Take or
+// Close. No chunk is larger than maxChunk.
 // The error is a *TooSlowError.
 func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	o := c.o
@@ -120,11 +133,13 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	c.took = time.Now()
 	busy := c.release() >= busyTake
 	if c.drive() {
-		c.pull(false)
-		if busy && c.at >= o.end && o.pull != nil {
-			c.pull(true)
+		c.pull(0)
+		if linger := o.patience(busy); c.taken && linger > 0 && c.at >= o.end && o.pull != nil {
+			c.pull(linger)
 		}
 	}
+	first := !c.taken
+	c.taken = true
 
 	var b Batch
 	b.Gap, c.gap = c.gap, nil
@@ -149,7 +164,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	if len(c.kept) == 0 && c.at >= c.until {
 		b.End = o.exit
 	}
-	if len(c.chunks) > 0 || b.Gap != nil {
+	if len(c.chunks) > 0 || b.Gap != nil || first && o.driver == c && o.patience(false) > 0 {
 		c.ring() // there may be more
 	} else if o.driver == c {
 		o.driver = nil
@@ -158,9 +173,21 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	return b, nil
 }
 
+// patience is for how long a reader that is alone waits for more itself, after
+// its first Take: that one's answer goes out with the news that the command runs.
+func (o *Output) patience(busy bool) time.Duration {
+	if young := youngTime - time.Since(o.begun); young >= lingerTime {
+		return young
+	}
+	if busy {
+		return lingerTime
+	}
+	return 0
+}
+
 // pull reads the source, and with linger waits a moment for it. The caller
 // holds o.mu, which is let go meanwhile.
-func (c *Cursor) pull(linger bool) {
+func (c *Cursor) pull(linger time.Duration) {
 	pull := c.o.pull
 	c.o.mu.Unlock()
 	defer c.o.mu.Lock()

@@ -132,9 +132,11 @@ func TestExitWhileTheReaderHoldsBack(t *testing.T) {
 	cfg.Window = 64 << 10
 	bothModesWith(t, cfg, func(t *testing.T, r *rig) {
 		// More than the log and less than log and pipe: the leader can end.
-		p, rd := r.start(shell(`sleep 300 & exec 2>/dev/null
-			head -c 100000 /dev/zero | tr '\0' x; head -c 20000 /dev/zero | tr '\0' y; exit 2`))
+		p, rd := r.start(withStdin(shell(`read line; sleep 300 & exec 2>/dev/null
+			head -c 100000 /dev/zero | tr '\0' x; head -c 20000 /dev/zero | tr '\0' y; exit 2`)))
 		defer rd.close()
+		rd.rest()
+		must(t, p.WriteStdin(t.Context(), []byte("\n")))
 		wait(t, "the leader's exit", p.exited)
 		time.Sleep(2 * drainLimit)
 		out, exit := rd.all()

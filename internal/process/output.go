@@ -58,6 +58,7 @@ const (
 // goroutine here. Methods are safe for concurrent use.
 type Output struct {
 	budget *Budget
+	begun  time.Time // when the process was to start
 
 	mu      sync.Mutex
 	window  int         // bytes to keep; guarded by mu, as is all below
@@ -76,11 +77,11 @@ type Output struct {
 	driver *Cursor
 	// pull reads the source into the log. It does not wait or, to linger, for a
 	// moment only. nil once the leader is gone.
-	pull func(linger bool)
+	pull func(linger time.Duration)
 }
 
 func newOutput(window int, b *Budget) *Output {
-	return &Output{budget: b, window: window}
+	return &Output{budget: b, window: window, begun: time.Now()}
 }
 
 // wait tells whether p has to wait before it may append. If so, p.resume is
@@ -251,12 +252,11 @@ func resume(pumps []*pump) {
 
 // leaderGone leaves the source to the pumps from now on: a reader that does not
 // go on must not keep them from finding the end.
-func (o *Output) leaderGone() {
+func (o *Output) leaderGone() (resumed []*pump) {
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.pull, o.driver = nil, nil
-	resumed := o.moved()
-	o.mu.Unlock()
-	resume(resumed)
+	return o.moved()
 }
 
 // finish records how the process ended. Cursors yield what came before and

@@ -31,13 +31,13 @@ func newPoller() (*poller, error) {
 }
 
 // open makes a pump that reads fd into out, and takes file, which fd is of, over.
-// The pump rings bell at each step, and calls onEnd at the end. When it cannot
-// be polled, there is an error beside the pump, which the caller ends.
-func (o *poller) open(s Stream, fd int, file io.Closer, out *Output, bell chan<- struct{}, onEnd func()) (*pump, error) {
+// The pump rings bell at each step, and calls onEnd at the end. It stands by
+// until resume.
+func (o *poller) open(s Stream, fd int, file io.Closer, out *Output, bell chan<- struct{}, onEnd func()) *pump {
 	o.start()
 	p := &pump{
 		stream: s, file: file, fd: fd, out: out, poller: o, bell: bell, onEnd: onEnd,
-		done: make(chan struct{}),
+		done: make(chan struct{}), waiting: true,
 	}
 	o.mu.Lock()
 	for used := true; used; {
@@ -47,13 +47,11 @@ func (o *poller) open(s Stream, fd int, file io.Closer, out *Output, bell chan<-
 	}
 	o.pumps[p.id] = p
 	o.mu.Unlock()
-	if err := o.epoll.Add(p.fd, p.id); err != nil {
-		return p, fmt.Errorf("read output: %w", err)
-	}
-	return p, nil
+	return p
 }
 
-// remove forgets p, whose descriptor is about to be closed.
+// remove forgets p, whose descriptor is about to be closed. The caller holds
+// p.mu.
 func (o *poller) remove(p *pump) {
 	o.mu.Lock()
 	delete(o.pumps, p.id)
@@ -61,8 +59,10 @@ func (o *poller) remove(p *pump) {
 		o.pumps = make(map[int32]*pump) // maps do not shrink by themselves
 	}
 	o.mu.Unlock()
-	// A terminal may be open elsewhere for a moment: by a writer.
-	_ = o.epoll.Remove(p.fd)
+	if p.polled {
+		// A terminal may be open elsewhere for a moment: by a writer.
+		_ = o.epoll.Remove(p.fd)
+	}
 }
 
 // run serves the pumps until close, and ends those that are left.

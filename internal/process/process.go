@@ -86,7 +86,7 @@ func (p *Process) Exit() *Exit {
 // leaderExited takes the process from running to exited. The reaper calls it.
 func (p *Process) leaderExited() {
 	p.closeInput()
-	p.out.leaderGone()
+	resumed := p.out.leaderGone()
 	close(p.exited)
 	p.mu.Lock()
 	pumps := p.pumps
@@ -94,6 +94,7 @@ func (p *Process) leaderExited() {
 	for _, pump := range pumps {
 		pump.flush()
 	}
+	resume(resumed)
 	p.mu.Lock()
 	open := p.open
 	p.mu.Unlock()
@@ -146,7 +147,8 @@ func (p *Process) finish(outputOpen bool) {
 	p.out.finish(exit)
 	p.table.ended(p)
 	if p.group != nil {
-		p.group.Release(p.groupGone)
+		// It takes a while, and who waits for the end need not wait for it.
+		p.table.aside(func() { p.group.Release(p.groupGone) })
 		return
 	}
 	p.groupGone()

@@ -20,6 +20,10 @@ const (
 	// lingerTime bounds the wait for the next piece of a fast stream. It blocks
 	// a thread.
 	lingerTime = time.Millisecond
+	// youngTime is for how long a command counts as one that may end at once.
+	youngTime = 5 * time.Millisecond
+	// armAgain lies between two attempts to have a pump polled.
+	armAgain = 10 * time.Millisecond
 	// maxLingering bounds the threads that are blocked so at one time.
 	maxLingering = 4
 	// takeOver is the size of a read from which its block goes into the log as
@@ -44,8 +48,9 @@ type pump struct {
 
 	mu      sync.Mutex // held around a read and its append: read and Buffered agree
 	read    int64      // bytes; guarded by mu
-	waiting bool       // for room in the log, not armed; guarded by mu
+	waiting bool       // for room in the log, or while a reader drives; not armed; guarded by mu
 	closed  bool       // guarded by mu
+	polled  bool       // the poller's epoll knows fd; guarded by mu
 	grown   bool       // guarded by mu
 }
 
@@ -99,8 +104,15 @@ func (p *pump) resume() {
 func (p *pump) arm() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed {
+	switch {
+	case p.closed:
+	case p.polled:
 		_ = p.poller.epoll.Arm(p.fd, p.id) // fails only for what is not there
+	default:
+		p.polled = p.poller.epoll.Add(p.fd, p.id) == nil
+		if !p.polled { // out of memory, or past fs.epoll.max_user_watches
+			time.AfterFunc(armAgain, p.arm)
+		}
 	}
 }
 
@@ -125,7 +137,7 @@ func (p *pump) pull() {
 // it leaves that to ready.
 func (p *pump) flush() {
 	p.mu.Lock()
-	if p.closed || p.waiting || !p.out.roomy() {
+	if p.closed || !p.out.roomy() {
 		p.mu.Unlock()
 		return
 	}

@@ -222,6 +222,16 @@ func (rd *reader) take() (bool, error) {
 	return !b.Empty(), nil
 }
 
+// rest takes while there is nothing, until the pumps read again.
+func (rd *reader) rest() {
+	rd.t.Helper()
+	for range 2 { // the second one waits a moment
+		if some, err := rd.take(); some || err != nil {
+			rd.t.Fatalf("there is something to read, or %v", err)
+		}
+	}
+}
+
 // until reads until ok, which is asked after each batch.
 func (rd *reader) until(what string, ok func() bool) {
 	rd.t.Helper()

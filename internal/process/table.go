@@ -186,7 +186,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	}
 	defer files.closeChild()
 	if err := p.connect(files); err != nil {
-		return nil, nil, &StartError{Kind: Exhausted, Text: "too many commands", Err: err}
+		return nil, nil, &StartError{Kind: Internal, Text: "terminal", Err: err}
 	}
 	cmd := reap.Command{
 		Path: path, Args: append([]string{spec.Name}, spec.Args...), Env: spec.Env, Dir: spec.Dir,
@@ -200,7 +200,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 		p.mark = t.id() + "-" + strconv.FormatUint(serial, 10)
 		cmd.Env = append(slices.DeleteFunc(slices.Clone(cmd.Env), isMark), markName+"="+p.mark)
 	}
-	cursor, _ := p.Attach(0) // never beyond the end
+	cursor := p.out.attachFirst(p.pumps)
 	if p.child, err = t.reaper.Start(cmd); err != nil {
 		if group != nil && group.Removed() {
 			err = &StartError{Kind: Internal, Text: "somebody removed the command group", Err: err}
@@ -262,11 +262,9 @@ func (t *Table) group(spec *Spec) (*cgroup.Group, error) {
 func (p *Process) connect(files *stdio) error {
 	bell := make(chan struct{}, 1)
 	p.bell = bell
-	add := func(s Stream, fd int, file io.Closer) error {
-		pump, err := p.table.poller.open(s, fd, file, p.out, bell, p.pumpEnded)
-		p.pumps = append(p.pumps, pump)
+	add := func(s Stream, fd int, file io.Closer) {
+		p.pumps = append(p.pumps, p.table.poller.open(s, fd, file, p.out, bell, p.pumpEnded))
 		p.open++
-		return err
 	}
 	p.out.pull = p.pull
 	if master := files.master; master != nil {
@@ -276,14 +274,15 @@ func (p *Process) connect(files *stdio) error {
 			return err
 		}
 		p.input = newTerminalInput(master)
-		return add(Terminal, fd, master)
+		add(Terminal, fd, master)
+		return nil
 	}
 	if files.stdin >= 0 {
 		p.input = newInput(files.stdin)
 	}
-	return errors.Join(
-		add(Stdout, int(files.stdout), files.stdout),
-		add(Stderr, int(files.stderr), files.stderr))
+	add(Stdout, int(files.stdout), files.stdout)
+	add(Stderr, int(files.stderr), files.stderr)
+	return nil
 }
 
 // descriptor is the number of an open file, whose owner keeps it open.
@@ -300,23 +299,32 @@ func descriptor(f *os.File) (fd int, err error) {
 
 // pull reads what there is, for a reader that is alone. To linger makes it wait
 // a moment for something: in a fast stream the next piece is on its way, and
-// handing over to the poller and back costs more than to wait for it.
-func (p *Process) pull(linger bool) {
+// the end of a command that has just begun may be. Handing over to the poller
+// or the reaper and back costs more than to wait for it.
+func (p *Process) pull(linger time.Duration) {
 	p.mu.Lock()
 	pumps := p.pumps
 	p.mu.Unlock()
-	if linger && p.table.lingering.Add(1) <= maxLingering {
-		fds := make([]int, len(pumps))
-		for i, pump := range pumps {
-			fds[i] = pump.fd // closed meanwhile: no matter what it names now
-		}
-		linux.AwaitInput(fds, lingerTime)
-	}
-	if linger {
-		p.table.lingering.Add(-1)
+	if linger > 0 {
+		p.linger(linger, pumps)
 	}
 	for _, pump := range pumps {
 		pump.pull()
+	}
+}
+
+// linger waits for output or the leader's end.
+func (p *Process) linger(limit time.Duration, pumps []*pump) {
+	defer p.table.lingering.Add(-1)
+	if p.table.lingering.Add(1) > maxLingering {
+		return
+	}
+	fds := make([]int, 0, 3)
+	for _, pump := range pumps {
+		fds = append(fds, pump.fd) // closed meanwhile: no matter what it names now
+	}
+	if linux.AwaitInput(limit, append(fds, p.child.Pidfd())...) {
+		p.table.reaper.Reap()
 	}
 }
 
@@ -336,6 +344,20 @@ func (t *Table) after(d time.Duration, f func()) (stop func()) {
 		if timer.Stop() {
 			t.wg.Done()
 		}
+	}
+}
+
+// aside runs f on a goroutine that Close waits for or, once the table is being
+// closed, here.
+func (t *Table) aside(f func()) {
+	t.mu.Lock()
+	closing := t.closing
+	if !closing {
+		t.wg.Go(f)
+	}
+	t.mu.Unlock()
+	if closing {
+		f()
 	}
 }
 

@@ -35,6 +35,14 @@ type Child struct {
 // Pid is the child's process id. After Done it may belong to another process.
 func (c *Child) Pid() int { return c.pid }
 
+// Pidfd is a descriptor that can be polled for the child's end. The reaper
+// closes it then, and -1 is what it has become.
+func (c *Child) Pidfd() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pidfd
+}
+
 // Done is closed when the child has been reaped.
 func (c *Child) Done() <-chan struct{} { return c.done }
 

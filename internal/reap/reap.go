@@ -71,11 +71,11 @@ func (r *Reaper) Run(ctx context.Context) error {
 	signal.Notify(r.doorbell, unix.SIGCHLD)
 	defer signal.Stop(r.doorbell)
 	for {
-		r.sweep()
+		r.Reap()
 		select {
 		case <-r.doorbell:
 		case <-ctx.Done():
-			r.sweep()
+			r.Reap()
 			return nil
 		}
 	}
@@ -93,8 +93,9 @@ func (r *Reaper) Close() error {
 // Orphans counts the adopted processes reaped so far.
 func (r *Reaper) Orphans() uint64 { return r.orphans.Load() }
 
-// sweep reaps everything that has exited.
-func (r *Reaper) sweep() {
+// Reap reaps everything that has exited, for a caller that knows of one and
+// need not wait for Run to hear of it. What AfterExit was given runs here.
+func (r *Reaper) Reap() {
 	for _, afterExit := range r.collect() {
 		afterExit()
 	}

@@ -93,7 +93,7 @@ func TestStoppedChildIsNotReported(t *testing.T) {
 	c := start(t, r, command(t, "/bin/sleep", "60"))
 	must(t, c.Signal(unix.SIGSTOP))
 	eventually(t, "the stop", func() bool { return stateOf(t, c.Pid()) == "T" })
-	r.sweep()
+	r.Reap()
 	select {
 	case <-c.Done():
 		t.Error("a stopped child was reported")
