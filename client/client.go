@@ -10,10 +10,7 @@ package client
 import (
 	"context"
 	"encoding/base64"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strings"
 
@@ -69,24 +66,8 @@ type Health struct {
 // Health asks the daemon whether it serves.
 func (c *Client) Health(ctx context.Context) (Health, error) {
 	var h Health
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base+"/health", nil)
-	if err != nil {
+	if err := c.plain(ctx, http.MethodGet, "/health", nil, &h); err != nil {
 		return h, fmt.Errorf("health: %w", err)
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		return h, fmt.Errorf("health: %w", err)
-	}
-	defer res.Body.Close() //nolint:errcheck // read to the end
-	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
-	switch {
-	case err != nil:
-		return h, fmt.Errorf("health: %w", err)
-	case res.StatusCode != http.StatusOK:
-		return h, fmt.Errorf("health: status %s: %s", res.Status, body)
-	}
-	if err := json.Unmarshal(body, &h); err != nil {
-		return h, fmt.Errorf("health: %w", errors.Join(err, fmt.Errorf("body %.100q", body)))
 	}
 	return h, nil
 }

@@ -254,12 +254,16 @@ func (c *Client) files(ctx context.Context, method string, query url.Values, hea
 	}
 	defer res.Body.Close() //nolint:errcheck // nothing of it is needed
 	text, _ := io.ReadAll(io.LimitReader(res.Body, 64<<10))
-	refused := &StatusError{Status: res.StatusCode, Message: string(bytes.TrimSpace(text))}
+	return nil, refused(res.StatusCode, text)
+}
+
+// refused is the error that an answer with that body stands for.
+func refused(status int, body []byte) *StatusError {
 	var answer struct{ Message string }
-	if json.Unmarshal(text, &answer) == nil && answer.Message != "" {
-		refused.Message = answer.Message
+	if json.Unmarshal(body, &answer) == nil && answer.Message != "" {
+		return &StatusError{Status: status, Message: answer.Message}
 	}
-	return nil, refused
+	return &StatusError{Status: status, Message: fmt.Sprintf("%.1000s", bytes.TrimSpace(body))}
 }
 
 // closed reads an answer that says no more than that it went well.

@@ -42,11 +42,7 @@ type VolumeMount struct {
 // Init tells the guest. The client goes on with the token that it has: to call
 // with another one, make another client.
 func (c *Client) Init(ctx context.Context, in Init) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return fmt.Errorf("init: %w", err)
-	}
-	if _, err := c.plain(ctx, http.MethodPost, "/init", body, http.StatusNoContent); err != nil {
+	if err := c.plain(ctx, http.MethodPost, "/init", in, nil); err != nil {
 		return fmt.Errorf("init: %w", err)
 	}
 	return nil
@@ -54,35 +50,48 @@ func (c *Client) Init(ctx context.Context, in Init) error {
 
 // Envs answers the default environment of processes.
 func (c *Client) Envs(ctx context.Context) (map[string]string, error) {
-	body, err := c.plain(ctx, http.MethodGet, "/envs", nil, http.StatusOK)
-	if err != nil {
-		return nil, fmt.Errorf("envs: %w", err)
-	}
 	var env map[string]string
-	if err := json.Unmarshal(body, &env); err != nil {
+	if err := c.plain(ctx, http.MethodGet, "/envs", nil, &env); err != nil {
 		return nil, fmt.Errorf("envs: %w", err)
 	}
 	return env, nil
 }
 
-// plain does a request that is no RPC and answers the body of the response.
-func (c *Client) plain(ctx context.Context, method, path string, body []byte, want int) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+// plain does a request that is no RPC: it sends in as JSON, unless that is nil,
+// and reads the answer into out, unless that is. An answer that says no is a
+// *StatusError.
+func (c *Client) plain(ctx context.Context, method, path string, in, out any) error {
+	var sent []byte
+	if in != nil {
+		var err error
+		if sent, err = json.Marshal(in); err != nil {
+			return err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(sent))
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	authenticate{c.opts}.set(req.Header)
 	res, err := c.http.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer res.Body.Close() //nolint:errcheck // read to the end
 	text, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))
 	switch {
 	case err != nil:
-		return nil, err
-	case res.StatusCode != want:
-		return nil, fmt.Errorf("status %s: %.1000s", res.Status, bytes.TrimSpace(text))
+		return err
+	case res.StatusCode/100 != 2:
+		return refused(res.StatusCode, text)
+	case out == nil:
+		return nil
 	}
-	return text, nil
+	if err := json.Unmarshal(text, out); err != nil {
+		return fmt.Errorf("answer %.100q: %w", text, err)
+	}
+	return nil
 }

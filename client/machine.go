@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
@@ -12,14 +11,11 @@ import (
 // SIGTERM and SIGKILL, then it is powered off, or restarted. It returns when
 // the daemon has agreed, before all that.
 func (c *Client) Shutdown(ctx context.Context, grace time.Duration, reboot bool) error {
-	body, err := json.Marshal(struct {
+	req := struct {
 		GraceMS int64 `json:"grace_ms"`
 		Reboot  bool  `json:"reboot"`
-	}{grace.Milliseconds(), reboot})
-	if err != nil {
-		return fmt.Errorf("shutdown: %w", err)
-	}
-	if _, err := c.plain(ctx, http.MethodPost, "/shutdown", body, http.StatusNoContent); err != nil {
+	}{grace.Milliseconds(), reboot}
+	if err := c.plain(ctx, http.MethodPost, "/shutdown", req, nil); err != nil {
 		return fmt.Errorf("shutdown: %w", err)
 	}
 	return nil

@@ -1,12 +1,8 @@
 package client
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"time"
 )
@@ -14,7 +10,7 @@ import (
 // Prepare brings the guest to rest. When it returns, the machine may be frozen.
 // The next request of anybody but the guest itself brings it back.
 func (c *Client) Prepare(ctx context.Context) error {
-	if err := c.snapshot(ctx, http.MethodPost, "/snapshot/prepare", nil, nil); err != nil {
+	if err := c.plain(ctx, http.MethodPost, "/snapshot/prepare", nil, nil); err != nil {
 		return fmt.Errorf("prepare for a snapshot: %w", err)
 	}
 	return nil
@@ -55,7 +51,7 @@ func (c *Client) PrepareFrozen(ctx context.Context, f Freeze) (Prepared, error) 
 	if f.Thaw > 0 {
 		req["thaw_after_ms"] = f.Thaw.Milliseconds()
 	}
-	if err := c.snapshot(ctx, http.MethodPost, "/snapshot/prepare", req, &p); err != nil {
+	if err := c.plain(ctx, http.MethodPost, "/snapshot/prepare", req, &p); err != nil {
 		return p, fmt.Errorf("prepare for a snapshot with the workload frozen: %w", err)
 	}
 	return p, nil
@@ -77,44 +73,8 @@ type SnapshotState struct {
 // Snapshot asks for the state.
 func (c *Client) Snapshot(ctx context.Context) (SnapshotState, error) {
 	var s SnapshotState
-	if err := c.snapshot(ctx, http.MethodGet, "/snapshot", nil, &s); err != nil {
+	if err := c.plain(ctx, http.MethodGet, "/snapshot", nil, &s); err != nil {
 		return s, fmt.Errorf("ask for the snapshot state: %w", err)
 	}
 	return s, nil
-}
-
-// snapshot calls path with body as JSON, nil for none, and reads the answer
-// into answer unless that is nil.
-func (c *Client) snapshot(ctx context.Context, method, path string, body, answer any) error {
-	var sent io.Reader = http.NoBody
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return err
-		}
-		sent = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, sent)
-	if err != nil {
-		return err
-	}
-	authenticate{c.opts}.set(req.Header)
-	res, err := c.http.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close() //nolint:errcheck // read to the end
-	text, err := io.ReadAll(io.LimitReader(res.Body, 64<<10))
-	switch {
-	case err != nil:
-		return err
-	case res.StatusCode/100 != 2:
-		return fmt.Errorf("status %s: %s", res.Status, text)
-	case answer == nil:
-		return nil
-	}
-	if err := json.Unmarshal(text, answer); err != nil {
-		return errors.Join(err, fmt.Errorf("body %.100q", text))
-	}
-	return nil
 }
