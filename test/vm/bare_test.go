@@ -50,11 +50,8 @@ func TestBare(t *testing.T) {
 // another has just written a file.
 func checkShutdown(t *testing.T, m *machine, disk string) {
 	const grace = time.Second
-	stubborn, err := m.Start(t.Context(), request("/guest", "stubborn"))
-	must(t, err)
-	if e, err := stubborn.Next(t.Context()); err != nil || e.GetData() == nil {
-		t.Fatalf("%v, %v", e, err)
-	}
+	stubborn := m.ready(t, "stubborn")
+	defer stubborn.Close()
 	m.output(t, "/guest", "write", "/written", "to be kept")
 	began := time.Now()
 	must(t, m.Shutdown(t.Context(), grace, false))
@@ -65,7 +62,7 @@ func checkShutdown(t *testing.T, m *machine, disk string) {
 	if how := m.ended(t); how != "guest-shutdown" {
 		t.Errorf("the machine ended by %q", how)
 	}
-	if log := m.console.String(); strings.Contains(log, "not unmounted") || strings.Contains(log, "do not end") {
+	if log := m.console.String(); complains(log) {
 		t.Errorf("the console says:\n%s", log)
 	}
 	checkClean(t, disk)

@@ -29,6 +29,7 @@ const (
 type image struct {
 	initrd string   // "" for none
 	disk   string   // a raw file that is the root, "" for none
+	data   string   // a raw file that is a second disk, /dev/vda, "" for none
 	params []string // of the kernel, beside the rig's
 	memory int      // MiB
 }
@@ -123,6 +124,11 @@ func (m *machine) arguments(qmp string) []string {
 			"-device", "nvme,drive=disk,serial=root")
 		params = append(params, "root=/dev/nvme0n1", "rw")
 	}
+	if m.img.data != "" {
+		// Not another nvme, which QEMU cannot save.
+		args = append(args, "-drive", "if=none,id=data,format=raw,file="+m.img.data,
+			"-device", "virtio-blk-pci,drive=data")
+	}
 	return append(args, "-append", strings.Join(params, " "))
 }
 
@@ -168,7 +174,9 @@ func (m *machine) press(t testing.TB, keys ...string) {
 	must(t, err)
 }
 
-// ended waits until the guest has ended the machine, and tells how.
+// ended waits until the guest has ended the machine, and tells how: it is off
+// after "guest-shutdown", and after "guest-reset" a QEMU without -no-reboot would
+// start it again.
 func (m *machine) ended(t testing.TB) (reason string) {
 	t.Helper()
 	must(t, m.mon.conn.SetDeadline(time.Now().Add(stepLimit)))

@@ -63,11 +63,16 @@ func prepare(dir string) (err error) {
 		return err
 	}
 	env.bare = filepath.Join(dir, "bare")
-	files, err := env.kernel.closure(bareModules...)
+	return bareImage(env.bare, bareModules...)
+}
+
+// bareImage makes an initramfs of the daemon, the tests' program and modules.
+func bareImage(to string, modules ...string) error {
+	files, err := env.kernel.closure(modules...)
 	if err != nil {
 		return err
 	}
-	return initramfs(env.bare, func(a *archive) {
+	return initramfs(to, func(a *archive) {
 		a.copyFile("init", env.envd, 0o755)
 		a.link("bin/sync", "/init")
 		a.copyFile("guest", env.guest, 0o755)

@@ -19,15 +19,7 @@ func TestVolumes(t *testing.T) {
 	needsRoot(t)
 	modules := append(slices.Clone(bareModules), "nfs", "nfsv3")
 	initrd := filepath.Join(t.TempDir(), "initrd")
-	needed, err := env.kernel.closure(modules...)
-	must(t, err)
-	must(t, initramfs(initrd, func(a *archive) {
-		a.copyFile("init", env.envd, 0o755)
-		a.copyFile("guest", env.guest, 0o755)
-		for _, file := range needed {
-			a.copyFile(env.kernel.inImage(file), file, 0o644)
-		}
-	}))
+	must(t, bareImage(initrd, modules...))
 	m := boot(t, image{initrd: initrd, params: []string{modulesParam(modules...)}})
 	serve := func(ip, text string) *nfsServer {
 		s, err := serveNFS(m.link, ip, text)

@@ -28,6 +28,8 @@ var parts = map[string]func(args []string) error{
 	"write":    write,
 	"signal":   sendSignal,
 	"stubborn": stubborn,
+	"orderly":  orderly,
+	"mount":    mount,
 	"orphans":  orphans,
 	"echo":     func(args []string) error { _, err := fmt.Println(strings.Join(args, " ")); return err },
 	"stream":   stream,
@@ -114,13 +116,37 @@ func sendSignal(args []string) error {
 	return unix.Kill(pid, unix.Signal(sig))
 }
 
-// stubborn ignores what asks it to end, and says when it does.
-func stubborn([]string) error {
+// stubborn ignores what asks it to end, and says when it does. It keeps the
+// given files open, to be written.
+func stubborn(args []string) error {
 	signal.Ignore(unix.SIGTERM, unix.SIGHUP, unix.SIGINT)
+	for _, file := range args {
+		if _, err := unix.Open(file, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o644); err != nil {
+			return err
+		}
+	}
 	fmt.Println("here to stay")
 	for {
 		time.Sleep(time.Hour)
 	}
+}
+
+// orderly ends when it is asked to, and has something to say then.
+func orderly([]string) error {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, unix.SIGTERM)
+	fmt.Println("ready")
+	_, err := fmt.Println("ended by", <-asked)
+	return err
+}
+
+// mount mounts a disk on a directory, which it makes.
+func mount(args []string) error {
+	disk, dir, kind := args[0], args[1], args[2]
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return unix.Mount(disk, dir, kind, 0, "")
 }
 
 // orphans leaves that many processes to init, each in a session of its own.
