@@ -30,12 +30,12 @@ const blockSize = 64 << 10
 // block is a pooled read buffer that a log keeps without copying. Its count is
 // guarded by the mutex of that log.
 type block struct {
-	// First, so that it begins on a page: copies to elsewhere cost twice.
-	buf  [blockSize]byte
+	// By itself, so that it is whole pages: a little more would be another one.
+	buf  *[blockSize]byte
 	refs int
 }
 
-var blocks = sync.Pool{New: func() any { return new(block) }}
+var blocks = sync.Pool{New: func() any { return &block{buf: new([blockSize]byte)} }}
 
 func newBlock() *block {
 	b := blocks.Get().(*block)

@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -155,4 +156,33 @@ func (p *tap) take(maxChunk int) (read int, err error) {
 
 func newLog(window int) *writer {
 	return &writer{o: newOutput(window, newBudget(1<<40))}
+}
+
+// What a log holds on to is little more than what it counts, whatever the size
+// of the pieces in which a command writes.
+func TestLogHoldsWhatItCounts(t *testing.T) {
+	r := newRig(t, DefaultConfig(), false)
+	for _, size := range []int{20_000, blockSize/2 + 1, takeOver, blockSize} {
+		const pieces = 10
+		p, rd := r.start(withStdin(shell(fmt.Sprintf("for i in $(seq %d); do read line; dd if=/dev/zero bs=%d count=1 status=none; done", pieces, size))))
+		for i := range pieces {
+			must(t, p.WriteStdin(t.Context(), []byte("\n")))
+			rd.until("a piece", func() bool { return rd.text.Len() >= (i+1)*size })
+		}
+		rd.all()
+		rd.close()
+		p.out.mu.Lock()
+		held := 0
+		for _, e := range p.out.chunks.from(0) {
+			if e.block != nil {
+				held += len(e.block.buf)
+			} else {
+				held += len(e.data)
+			}
+		}
+		if count := p.out.cost; count < pieces*size || held > count*3/2 {
+			t.Errorf("pieces of %d bytes: %d bytes are held and %d counted", size, held, count)
+		}
+		p.out.mu.Unlock()
+	}
 }

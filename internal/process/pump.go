@@ -27,8 +27,9 @@ const (
 	// maxLingering bounds the threads that are blocked so at one time.
 	maxLingering = 4
 	// takeOver is the size of a read from which its block goes into the log as
-	// it is; smaller reads are copied and the block is used again. In bytes.
-	takeOver = blockSize / 4
+	// it is; smaller reads are copied and the block is used again. In bytes. The
+	// rest of such a block is memory that the window does not count.
+	takeOver = blockSize * 3 / 4
 )
 
 // pump moves one pipe or terminal into the log until its end. It owns the
