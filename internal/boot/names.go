@@ -18,15 +18,27 @@ func setHostname(name, hosts string) error {
 	if err := unix.Sethostname([]byte(name)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
+	return nameHost(name, hosts)
+}
+
+// nameHost makes name resolvable by the file hosts, whose text it only adds to.
+func nameHost(name, hosts string) error {
 	old, err := os.ReadFile(hosts)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read hosts: %w", err)
 	}
-	text := addHost(string(old), name)
-	if text == string(old) {
+	more := addHost(string(old), name)[len(old):]
+	if more == "" {
 		return nil
 	}
-	if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
+	f, err := os.OpenFile(hosts, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
+	if err != nil {
+		return fmt.Errorf("write hosts: %w", err)
+	}
+	if _, err = f.WriteString(more); err != nil { // a full disk takes a part
+		err = errors.Join(err, f.Truncate(int64(len(old))))
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("write hosts: %w", err)
 	}
 	return nil

@@ -1,10 +1,15 @@
 package boot
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestAddHost(t *testing.T) {
@@ -68,5 +73,38 @@ func write(t *testing.T, file, text string) {
 	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestHostsSurviveFullDisk checks that the hosts file of a full disk stays as
+// it is.
+func TestHostsSurviveFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	const page = 4096
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", page)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	hosts := filepath.Join(dir, "hosts")
+	want := strings.Repeat("# host\n", page/7-1) // room for a part of what is to come
+	if err := os.WriteFile(hosts, []byte(want), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := nameHost("box", hosts); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	if got, err := os.ReadFile(hosts); err != nil || string(got) != want {
+		t.Errorf("%d bytes are left of %d, %v", len(got), len(want), err)
+	}
+	if err := os.WriteFile(hosts, []byte("127.0.0.1 localhost"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := nameHost("box", hosts); err != nil {
+			t.Error(err)
+		}
+	}
+	if got, _ := os.ReadFile(hosts); string(got) != "127.0.0.1 localhost\n127.0.1.1\tbox\n" {
+		t.Errorf("got %q", got)
 	}
 }
