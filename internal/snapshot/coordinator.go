@@ -103,7 +103,8 @@ type Coordinator struct {
 	away atomic.Uint32
 
 	// turn is held through each transition. The state changes under it and mu.
-	turn sync.Mutex
+	turn  sync.Mutex
+	stuck bool // some of the workload did not thaw; guarded by turn
 
 	mu         sync.Mutex
 	moved      *sync.Cond // with mu: the state has changed

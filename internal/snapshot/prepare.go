@@ -6,16 +6,17 @@ import (
 	"time"
 )
 
-// limits bound the steps of Prepare.
+// limits bound the steps of Prepare and what follows it.
 type limits struct {
 	starts time.Duration // until none is under way
 	parts  time.Duration // until they are at rest; what starts do not use is not theirs
 	sync   time.Duration // to write the root filesystem out
+	thaw   time.Duration // between two attempts to thaw what does not
 }
 
 // defaultLimits keep Prepare below the 3 s after which a host freezes the
 // machine anyway. The wire contract gives the filesystem 2 s.
-var defaultLimits = limits{starts: 300 * time.Millisecond, parts: 100 * time.Millisecond, sync: 2 * time.Second}
+var defaultLimits = limits{starts: 300 * time.Millisecond, parts: 100 * time.Millisecond, sync: 2 * time.Second, thaw: time.Second}
 
 // Freeze says what is to happen to the workload. The zero value lets it run.
 type Freeze struct {

@@ -95,6 +95,7 @@ type load struct {
 	frozen bool
 	result Frozen
 	err    error         // of Freeze
+	stuck  int           // so many calls of Thaw fail
 	thawed chan struct{} // says that there was a Thaw
 }
 
@@ -114,9 +115,13 @@ func (l *load) Freeze(ctx context.Context) (Frozen, error) {
 
 func (l *load) Thaw() error {
 	l.mu.Lock()
-	l.frozen = false
-	l.mu.Unlock()
+	defer l.mu.Unlock()
 	l.j.add("thaw")
+	if l.stuck > 0 {
+		l.stuck--
+		return errors.New("stuck")
+	}
+	l.frozen = false
 	select {
 	case l.thawed <- struct{}{}:
 	default:

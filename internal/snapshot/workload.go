@@ -35,7 +35,7 @@ func (c *Coordinator) freeze(f Freeze, noStarts bool, report *Report) {
 	// The gate is shut while the guest is prepared, and from here on longer.
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.frozen = true
+	c.frozen, c.stuck = true, false
 	c.noteLocked()
 	if c.watchdog != nil {
 		c.watchdog.Stop()
@@ -49,8 +49,8 @@ func (c *Coordinator) overdue() {
 	defer c.turn.Unlock()
 	if c.Status().Frozen {
 		c.cfg.Log.Warn("the workload was frozen for a snapshot and nobody thawed it")
-		c.thaw()
 	}
+	c.thaw()
 }
 
 // Close thaws the workload, so that it can obey the daemon's end.
@@ -58,20 +58,28 @@ func (c *Coordinator) Close() {
 	c.turn.Lock()
 	defer c.turn.Unlock()
 	c.thaw()
+	if c.stuck {
+		c.watchdog.Stop()
+	}
 }
 
-// thaw lets a frozen workload go on. The caller has the turn.
+// thaw lets a frozen workload go on, and what did not the last time. Commands
+// can start then in any case. The caller has the turn.
 func (c *Coordinator) thaw() {
-	if !c.Status().Frozen {
+	if !c.Status().Frozen && !c.stuck {
 		return
 	}
-	if err := c.cfg.Workload.Thaw(); err != nil {
-		c.cfg.Log.Error("the workload does not thaw", "error", err)
-	}
+	err := c.cfg.Workload.Thaw()
+	c.stuck = err != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.frozen = false
-	c.watchdog.Stop()
+	if c.stuck {
+		c.cfg.Log.Error("some of the workload does not thaw", "error", err)
+		c.watchdog.Reset(c.limits.thaw)
+	} else {
+		c.watchdog.Stop()
+	}
 	c.noteLocked()
 	c.moved.Broadcast()
 }

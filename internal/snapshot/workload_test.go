@@ -101,6 +101,27 @@ func TestWatchdogThaws(t *testing.T) {
 	}
 }
 
+// TestThawIsTriedAgain checks that what does not thaw at first does not stay
+// frozen, and keeps nobody from starting commands meanwhile.
+func TestThawIsTriedAgain(t *testing.T) {
+	r := newRig(t)
+	r.limits.thaw = time.Millisecond
+	r.load.stuck = 3
+	r.Prepare(Freeze{Wanted: true, Thaw: time.Hour})
+	r.Restore(t.Context(), false)
+	leave, err := r.Enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	leave()
+	wait(t, "the thaw", r.load.thawed)
+	r.load.mu.Lock()
+	defer r.load.mu.Unlock()
+	if r.load.frozen || r.load.stuck > 0 {
+		t.Errorf("frozen: %v", r.load.frozen)
+	}
+}
+
 // TestCloseThaws checks that the daemon's end leaves nothing frozen.
 func TestCloseThaws(t *testing.T) {
 	r := newRig(t)
