@@ -42,6 +42,7 @@ type Process struct {
 	pumps    []*pump  // nil once settled
 	open     int      // pumps that have not ended
 	timedOut bool     // the timeout killed the tree
+	ending   bool     // somebody records the end, or has
 	exit     *Exit    // set once the end is in the log
 	left     bool     // the end is being recorded, or the group still has processes
 	tty      *os.File // the child's side of the terminal; nil without, and after the exit
@@ -122,7 +123,7 @@ func (p *Process) pumpEnded() {
 // drainOver finishes a process whose output has not ended by itself.
 func (p *Process) drainOver() {
 	p.mu.Lock()
-	pumps, over := p.pumps, p.exit != nil
+	pumps, over := p.pumps, p.ending
 	p.mu.Unlock()
 	if !over {
 		p.finish(drain(pumps, p.bell, p.table.quit))
@@ -131,15 +132,15 @@ func (p *Process) drainOver() {
 
 // finish takes the process from exited to done: it puts the end into the log.
 func (p *Process) finish(outputOpen bool) {
-	if p.Exit() != nil {
-		return // recorded already: do not add up again
+	p.mu.Lock()
+	first := !p.ending
+	p.ending = true
+	p.mu.Unlock()
+	if !first {
+		return
 	}
 	exit := p.account(p.child.Status())
 	p.mu.Lock()
-	if p.exit != nil {
-		p.mu.Unlock()
-		return
-	}
 	exit.OutputOpen, exit.TimedOut = outputOpen, p.timedOut
 	p.exit = &exit
 	p.left = true
