@@ -68,7 +68,8 @@ type Table struct {
 	poller *poller
 	id     func() string  // random; makes marks unique among daemons
 	quit   chan struct{}  // closed by Close: give everything up
-	wg     sync.WaitGroup // the poller, starts and timers
+	starts sync.WaitGroup // that Close did not refuse
+	wg     sync.WaitGroup // the poller and timers
 
 	lingering atomic.Int32 // readers that wait in pull
 	unsettled atomic.Int32 // processes of which something is left
@@ -155,9 +156,9 @@ func (t *Table) start(spec *Spec) (*Process, *Cursor, error) {
 	}
 	t.serial++
 	serial := t.serial
-	t.wg.Add(1)
+	t.starts.Add(1)
 	t.mu.Unlock()
-	defer t.wg.Done()
+	defer t.starts.Done()
 	return t.launch(spec, path, serial)
 }
 
@@ -210,14 +211,11 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	if p.terminal {
 		p.tty = files.takeTTY()
 	}
-	closing := t.register(p)
+	t.register(p)
 	if spec.Timeout > 0 {
 		p.after(spec.Timeout, p.timeOut)
 	}
 	p.child.AfterExit(p.leaderExited)
-	if closing {
-		_ = p.Kill() // Close did not see it
-	}
 	return p, cursor, nil
 }
 
@@ -361,8 +359,8 @@ func (t *Table) aside(f func()) {
 	}
 }
 
-// register makes p known, and tells whether the table is being closed.
-func (t *Table) register(p *Process) (closing bool) {
+// register makes p known.
+func (t *Table) register(p *Process) {
 	t.unsettled.Add(1)
 	if t.cfg.Started != nil {
 		t.cfg.Started()
@@ -374,7 +372,6 @@ func (t *Table) register(p *Process) (closing bool) {
 	if p.HasTag {
 		t.tags[p.Tag] = append(t.tags[p.Tag], p)
 	}
-	return t.closing
 }
 
 // ByPid finds the process with that pid, the newest if there were several.
@@ -557,6 +554,8 @@ func (t *Table) Close(ctx context.Context) {
 		t.timer.Stop()
 	}
 	t.mu.Unlock()
+	// What is being started needs the poller until it ends, as all else does.
+	t.starts.Wait()
 
 	list := t.List(true)
 	for _, p := range list {

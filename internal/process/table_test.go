@@ -1,7 +1,6 @@
 package process
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -210,27 +209,32 @@ func TestCloseEndsEverything(t *testing.T) {
 	})
 }
 
-// Starts that race with Close are refused or ended; none is left.
+// Starts that race with Close are refused or ended; none is left, and who ends
+// by itself has all of its output read.
 func TestCloseWhileStarting(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig) {
 		table := r.table
 		var wg sync.WaitGroup
-		for range 8 {
+		for n := range 8 {
+			s := shell("sleep 300 & echo x; exit 7")
+			if n%2 == 1 {
+				s = onTerminal(s)
+			}
 			wg.Go(func() {
 				for {
-					p, c, err := table.Start(spec("sleep", "300"))
-					if errors.Is(err, ErrClosed) {
-						return
-					}
+					p, c, err := table.Start(s)
 					if err != nil {
-						if se, ok := errors.AsType[*StartError](err); ok && se.Kind == Exhausted {
-							return // the poller was closed meanwhile
-						}
-						t.Error(err)
+						wantError(t, err, ErrClosed)
 						return
 					}
-					c.Close()
-					defer func() { wait(t, "the end", p.exited) }()
+					defer func() {
+						wait(t, "the end", p.exited)
+						rd := newReader(t, c)
+						defer rd.close()
+						if out, exit := rd.all(); exit.Code() == 7 && !strings.HasPrefix(out, "x") {
+							t.Errorf("%v, but the output is %q", exit, out)
+						}
+					}()
 				}
 			})
 		}
@@ -320,6 +324,43 @@ func TestStartBeforeGroupsAreKnown(t *testing.T) {
 		}
 		eventually(t, "the end", func() bool { return len(r.table.List(false)) == 0 })
 		r.table.groups = groups
+	})
+}
+
+// Close waits for a start that it came too late to refuse: that command is
+// asked to end as all are, and what it wrote is read.
+func TestCloseDuringAStart(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		table := r.table
+		r.table = nil // closed here
+		asked, known := make(chan struct{}), make(chan struct{})
+		table.groups = sync.OnceValue(func() *cgroup.Hierarchy {
+			close(asked)
+			<-known
+			return r.groups
+		})
+		var rd *reader
+		started, closed := make(chan error, 1), make(chan struct{})
+		go func() {
+			_, c, err := table.Start(spec("sleep", "300"))
+			rd = newReader(t, c)
+			started <- err
+		}()
+		<-asked
+		go func() { defer close(closed); table.Close(t.Context()) }()
+		refused := func() bool {
+			table.mu.Lock()
+			defer table.mu.Unlock()
+			return table.closing
+		}
+		eventually(t, "later starts to be refused", refused)
+		time.Sleep(20 * time.Millisecond) // Close goes as far as it does
+		close(known)
+		must(t, <-started)
+		defer rd.close()
+		_, exit := rd.all()
+		wantExit(t, exit, "signal: terminated")
+		wait(t, "the table to be closed", closed)
 	})
 }
 
