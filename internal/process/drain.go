@@ -19,7 +19,7 @@ const (
 // until it has been quiet or the limit is over. Time in which a reader keeps
 // that output from the log does not count. It returns whether the output is
 // still open.
-func drain(pumps []*pump, bell <-chan struct{}, quit <-chan struct{}) (open bool) {
+func drain(pumps []*pump, bell <-chan struct{}) (open bool) {
 	if allEnded(pumps) {
 		return false
 	}
@@ -49,8 +49,6 @@ func drain(pumps []*pump, bell <-chan struct{}, quit <-chan struct{}) (open bool
 			if covered && !heldBack {
 				return true
 			}
-		case <-quit:
-			return true
 		}
 		if over != nil {
 			spent += time.Since(began)

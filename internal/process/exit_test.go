@@ -148,6 +148,27 @@ func TestExitWhileTheReaderHoldsBack(t *testing.T) {
 	})
 }
 
+// What a reader that holds back left in the pipe is read when the table is
+// closed: its stream is not short.
+func TestCloseWhileTheReaderHoldsBack(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.Window = 64 << 10
+	bothModesWith(t, cfg, func(t *testing.T, r *rig) {
+		p, rd := r.start(withStdin(shell("read line; head -c 120000 /dev/zero; exit 2")))
+		defer rd.close()
+		rd.rest()
+		must(t, p.WriteStdin(t.Context(), []byte("\n")))
+		wait(t, "the leader's exit", p.exited)
+		if p.Exit() != nil {
+			t.Error("the end came before the output was read")
+		}
+		r.close()
+		if out, exit := rd.all(); len(out) != 120_000 || exit.Code() != 2 {
+			t.Errorf("%d bytes, %v", len(out), exit)
+		}
+	})
+}
+
 // A reader that stopped does not keep the end from the others.
 func TestExitBesideAStuckReader(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig) {

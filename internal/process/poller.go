@@ -89,6 +89,7 @@ func (o *poller) run() {
 	}
 	o.mu.Unlock()
 	for _, p := range left {
+		p.last()
 		p.end()
 	}
 }

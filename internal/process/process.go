@@ -126,7 +126,7 @@ func (p *Process) drainOver() {
 	pumps, over := p.pumps, p.ending
 	p.mu.Unlock()
 	if !over {
-		p.finish(drain(pumps, p.bell, p.table.quit))
+		p.finish(drain(pumps, p.bell))
 	}
 }
 

@@ -155,6 +155,19 @@ func (p *pump) flush() {
 	}
 }
 
+// last reads what was written until now, room in the log or not: the end is
+// about to be recorded behind it, and who still reads must not miss any.
+func (p *pump) last() {
+	mark, _ := p.mark() // without it, nothing is known to be there
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !p.closed && p.read < mark {
+		if n, err := p.once(); err != nil || n == 0 {
+			return
+		}
+	}
+}
+
 // burst reads what is there, within reason, and tells whether that was the
 // end. Errors other than the end do not exist for pipes, and a terminal's EIO
 // is its end: all of its other side is closed. The log may exceed its window by

@@ -67,7 +67,6 @@ type Table struct {
 	budget *Budget
 	poller *poller
 	id     func() string  // random; makes marks unique among daemons
-	quit   chan struct{}  // closed by Close: give everything up
 	starts sync.WaitGroup // that Close did not refuse
 	wg     sync.WaitGroup // the poller and timers
 
@@ -102,7 +101,6 @@ func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
 		budget: newBudget(cfg.Total),
 		poller: poller,
 		id:     sync.OnceValue(rand.Text),
-		quit:   make(chan struct{}),
 		all:    make(map[uint64]*Process),
 		pids:   make(map[int]*Process),
 		tags:   make(map[string][]*Process),
@@ -584,7 +582,6 @@ func (t *Table) Close(ctx context.Context) {
 			grace.Reset(0) // it is over for the others, too
 		}
 	}
-	close(t.quit)
 	for _, p := range t.List(true) {
 		p.stopTimers()
 	}
