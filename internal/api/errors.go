@@ -161,6 +161,10 @@ func jsonErrors(mux *http.ServeMux) http.Handler {
 		}
 		probe := statusProbe{header: make(http.Header)}
 		h.ServeHTTP(&probe, r)
+		if probe.status < http.StatusBadRequest {
+			h.ServeHTTP(w, r) // to the clean form of a path: no error yet
+			return
+		}
 		if allow := probe.header.Get("Allow"); allow != "" {
 			w.Header().Set("Allow", allow)
 		}

@@ -83,6 +83,8 @@ func TestHTTPErrors(t *testing.T) {
 		{"root", "GET", "/", "", 404, ""},
 		{"wrong method", "POST", "/health", "", 405, "GET, HEAD"},
 		{"delete", "DELETE", "/health", "", 405, "GET, HEAD"},
+		{"unclean path", "GET", "//nothing//", "", 404, ""},
+		{"unclean path, wrong method", "DELETE", "//health", "", 405, "GET, HEAD"},
 		{"GET of an RPC", "GET", list, "", 405, "POST"},
 		{"PUT of an RPC", "PUT", list, "application/json", 405, "POST"},
 		{"no content type", "POST", list, "", 415, ""},
