@@ -40,10 +40,11 @@ func rpcOnly(next http.Handler) http.Handler {
 }
 
 // rpcContentType tells the types that some RPC of ours takes. That one is used
-// for the wrong kind of RPC, or with an unknown codec, connect-go finds.
+// for the wrong kind of RPC, or with an unknown codec, connect-go finds. Case
+// does not matter (RFC 9110, section 8.3.1).
 func rpcContentType(ct string) bool {
 	ct, _, _ = strings.Cut(ct, ";")
-	switch ct = strings.TrimSpace(ct); {
+	switch ct = strings.ToLower(strings.TrimSpace(ct)); {
 	case ct == "application/json", ct == "application/proto":
 		return true
 	default:

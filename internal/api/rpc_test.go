@@ -77,6 +77,7 @@ func TestRPCContentType(t *testing.T) {
 		"application/proto": true, "application/connect+json": true, "application/connect+proto": true,
 		"application/grpc": true, "application/grpc+proto": true, "application/grpc-web": true,
 		"application/grpc-web+proto": true, "application/grpc-web-text": true,
+		"Application/JSON": true, "application/connect+JSON": true, "APPLICATION/GRPC": true,
 		"": false, "text/plain": false, "application/xml": false, "application/octet-stream": false,
 		"multipart/form-data": false, ";application/json": false,
 	} {
