@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,7 +74,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	end.started = boot.Uptime()
 	if end.isInit {
 		defer end.down(cfg.Log, &err)
-		defer end.onSignal()()
+		// Both for good. Go ends a program by a signal that it has no use for,
+		// and the kernel panics without its init, be it in its last second.
+		forgetSignals(slices.Concat(ignored, crashing)...)
+		end.onSignal()
 		boot.Up(cfg.Log)
 	}
 	unix.Umask(0o022)
@@ -211,8 +215,8 @@ func (d *daemon) serve(ctx context.Context) error {
 	d.ground.await()
 	if !d.end.isInit {
 		defer d.end.onSignal()()
+		defer forgetSignals(ignored...)()
 	}
-	defer forgetSignals()()
 	d.group.start(ctx)
 	if err := guest.WriteSandbox("/", d.Firecracker); err != nil {
 		d.Log.Warn("files do not say whether this is a sandbox; the environment does", "error", err)

@@ -102,10 +102,18 @@ func (g *ground) close() error {
 // children would inherit it.
 var ignored = []os.Signal{unix.SIGPIPE, unix.SIGHUP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM}
 
+// crashing end a Go program with its stacks when somebody sends them. Faults of
+// its own, which the kernel tells by the same signals, do so all the same.
+// SIGABRT is left for whoever wants just that.
+var crashing = []os.Signal{
+	unix.SIGILL, unix.SIGTRAP, unix.SIGBUS, unix.SIGFPE, unix.SIGSEGV,
+	unix.SIGSTKFLT, unix.SIGXCPU, unix.SIGXFSZ, unix.SIGSYS,
+}
+
 // forgetSignals handles those until stop is called.
-func forgetSignals() (stop func()) {
+func forgetSignals(those ...os.Signal) (stop func()) {
 	drop := make(chan os.Signal, 1)
-	signal.Notify(drop, ignored...)
+	signal.Notify(drop, those...)
 	return func() { signal.Stop(drop) }
 }
 

@@ -38,6 +38,7 @@ func TestBare(t *testing.T) {
 	checkServices(t, m)
 	t.Run("sync", func(t *testing.T) { m.output(t, "/bin/sync") })
 	t.Run("orphans", func(t *testing.T) { checkOrphans(t, m) })
+	t.Run("signals", func(t *testing.T) { checkSignals(t, m) })
 	t.Run("Ctrl-Alt-Del", func(t *testing.T) {
 		m.press(t, "ctrl", "alt", "delete")
 		if how := m.ended(t); how != "guest-reset" {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,7 @@ var parts = map[string]func(args []string) error{
 	"signal":   sendSignal,
 	"stubborn": stubborn,
 	"orderly":  orderly,
+	"nag":      nag,
 	"mount":    mount,
 	"orphans":  orphans,
 	"echo":     func(args []string) error { _, err := fmt.Println(strings.Join(args, " ")); return err },
@@ -131,13 +133,32 @@ func stubborn(args []string) error {
 	}
 }
 
-// orderly ends when it is asked to, and has something to say then.
+// orderly ends when it is asked to, and has something to say then. Before that
+// it sends init each signal there is but the one that asks it for its stacks.
 func orderly([]string) error {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, unix.SIGTERM)
 	fmt.Println("ready")
-	_, err := fmt.Println("ended by", <-asked)
+	sig := <-asked
+	if err := nag(nil); err != nil {
+		return err
+	}
+	_, err := fmt.Println("ended by", sig)
 	return err
+}
+
+// nag sends init all signals (signal(7)) but SIGABRT and the given ones.
+func nag(but []string) error {
+	const first, last = 1, 64
+	for sig := first; sig <= last; sig++ {
+		if sig == int(unix.SIGABRT) || slices.Contains(but, strconv.Itoa(sig)) {
+			continue
+		}
+		if err := unix.Kill(1, unix.Signal(sig)); err != nil {
+			return fmt.Errorf("send %v: %w", unix.Signal(sig), err)
+		}
+	}
+	return nil
 }
 
 // mount mounts a disk on a directory, which it makes.
