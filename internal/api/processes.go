@@ -52,7 +52,10 @@ func (s *processService) Start(ctx context.Context, req *connect.Request[pb.Star
 		frames: framerFor(req.Header().Get("Content-Type")),
 		send:   func(e *pb.ProcessEvent) error { return stream.Send(&pb.StartResponse{Event: e}) },
 	}
-	return rpcError(f.run(ctx))
+	if err = f.run(ctx); spec.Timeout > 0 && errors.Is(err, context.DeadlineExceeded) {
+		p.AwaitTimeout() // who is told of it finds nothing left
+	}
+	return rpcError(err)
 }
 
 func (s *processService) Connect(ctx context.Context, req *connect.Request[pb.ConnectRequest], stream *connect.ServerStream[pb.ConnectResponse]) error {

@@ -224,10 +224,14 @@ func TestTimeout(t *testing.T) {
 		s := shell(`trap "" TERM; setsid sleep 300 & echo child $!; sleep 300`)
 		s.Timeout = 150 * time.Millisecond
 		began := time.Now()
-		_, rd := r.start(s)
+		p, rd := r.start(s)
 		defer rd.close()
 		pid := rd.number("child")
 		_, exit := rd.all()
+		p.AwaitTimeout()
+		if alive(pid) {
+			t.Error("some of the tree are left")
+		}
 		if d := time.Since(began); d < s.Timeout || d > s.Timeout+patience/3 {
 			t.Errorf("ended after %v, want %v", d, s.Timeout)
 		}
@@ -235,7 +239,6 @@ func TestTimeout(t *testing.T) {
 		if !exit.TimedOut {
 			t.Error("not told from another kill")
 		}
-		eventually(t, "the tree to be gone", func() bool { return !alive(pid) })
 	})
 }
 
@@ -249,6 +252,7 @@ func TestTimeoutEndsWithTheLeader(t *testing.T) {
 		pid := rd.number("child")
 		_, exit := rd.all()
 		time.Sleep(2 * s.Timeout)
+		p.AwaitTimeout() // has nothing to do
 		if exit.TimedOut || !alive(pid) {
 			t.Errorf("timed out %v, child alive %v", exit.TimedOut, alive(pid))
 		}

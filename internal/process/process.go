@@ -35,6 +35,7 @@ type Process struct {
 
 	exited  chan struct{} // closed when the leader was reaped
 	settled chan struct{} // closed when nothing is left: no output, no descendant
+	overdue chan struct{} // closed when the timeout has done its work
 	endedAt time.Time     // when the end was in the log; guarded by table.mu
 
 	mu       sync.Mutex
@@ -207,12 +208,25 @@ func (p *Process) after(d time.Duration, f func()) {
 
 // timeOut kills the tree of a leader that still runs.
 func (p *Process) timeOut() {
+	defer close(p.overdue)
 	p.mu.Lock()
 	running := p.Running()
 	p.timedOut = running
 	p.mu.Unlock()
 	if running {
 		_ = p.Kill() // finished meanwhile is fine
+	}
+}
+
+// AwaitTimeout waits for the timeout, which is due, to have killed the tree. It
+// takes no longer than a kill may.
+func (p *Process) AwaitTimeout() {
+	limit := time.NewTimer(killLimit + time.Second)
+	defer limit.Stop()
+	select {
+	case <-p.overdue:
+	case <-p.settled: // and has stopped the timer
+	case <-limit.C:
 	}
 }
 

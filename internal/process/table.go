@@ -173,6 +173,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 		out:      newOutput(t.cfg.Window, t.budget),
 		exited:   make(chan struct{}),
 		settled:  make(chan struct{}),
+		overdue:  make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {

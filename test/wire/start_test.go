@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -233,6 +234,34 @@ func TestTimeoutKillsTree(t *testing.T) {
 		}
 		if c.d.cmd != nil {
 			waitGone(t, child)
+		}
+	})
+}
+
+// TestTimeoutLeavesNothing checks that the tree is gone when the client hears
+// of the deadline, as a client does that has none of its own.
+func TestTimeoutLeavesNothing(t *testing.T) {
+	everyDaemon(t, func(t *testing.T, d *daemon) {
+		if d.cmd == nil {
+			return // elsewhere, there are no processes to look at
+		}
+		pids := filepath.Join(t.TempDir(), "pids")
+		const script = "for i in 1 2 3 4 5 6 7 8; do setsid sleep 1000 & echo $!; done >$0; wait"
+		body := fmt.Sprintf(`{"process":{"cmd":"sh","args":["-c",%q,%q]}}`, script, pids)
+		_, text := request(t, http1(), "POST", d.base+"/process.Process/Start", string(envelope(0, []byte(body))),
+			"Content-Type", "application/connect+json", "Connect-Timeout-Ms", "1500")
+		if !strings.Contains(text, "deadline_exceeded") || strings.Contains(text, `"end"`) {
+			t.Errorf("%q", text)
+		}
+		b, err := os.ReadFile(pids)
+		if n := len(strings.Fields(string(b))); err != nil || n != 8 {
+			t.Errorf("%d children, %v", n, err)
+		}
+		for _, pid := range strings.Fields(string(b)) {
+			stat, err := os.ReadFile("/proc/" + pid + "/stat")
+			if err == nil && !strings.Contains(string(stat), ") Z ") {
+				t.Errorf("still there: %s", stat)
+			}
 		}
 	})
 }
