@@ -13,6 +13,10 @@ import (
 // module itself, where it was built to (linux/module.h, Linux 5.17).
 const moduleCompressed = 4
 
+// ErrPacked means that the kernel does not decompress that module: it was built
+// without CONFIG_MODULE_DECOMPRESS, or for another format.
+var ErrPacked = errors.New("the kernel does not decompress it")
+
 // LoadModule loads a kernel module from its file. One that is loaded already,
 // or built in, is EEXIST.
 func LoadModule(path string, compressed bool) error {
@@ -25,7 +29,13 @@ func LoadModule(path string, compressed bool) error {
 	if compressed {
 		flags = moduleCompressed
 	}
-	if err := retry(func() error { return unix.FinitModule(int(f.Fd()), "", flags) }); err != nil {
+	err = retry(func() error { return unix.FinitModule(int(f.Fd()), "", flags) })
+	if compressed && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
+		// EINVAL is a kernel that does not know the flag, or meets another format
+		// than its own.
+		err = fmt.Errorf("%w: %w", ErrPacked, err)
+	}
+	if err != nil {
 		return fmt.Errorf("load module %s: %w", path, err)
 	}
 	return nil

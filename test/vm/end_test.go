@@ -26,7 +26,7 @@ func TestEnds(t *testing.T) {
 	dir := t.TempDir()
 	initrd, empty := filepath.Join(dir, "initrd"), makeDisk(t, 16, func(string) {})
 	modules := append(slices.Clone(bareModules), "virtio_blk")
-	must(t, bareImage(initrd, modules...))
+	must(t, bareImage(initrd, nil, modules...))
 	m := boot(t, image{initrd: initrd, data: empty, params: []string{modulesParam(modules...)}})
 	s := m.snapshot(t)
 	m.link.sever()

@@ -63,16 +63,20 @@ func prepare(dir string) (err error) {
 		return err
 	}
 	env.bare = filepath.Join(dir, "bare")
-	return bareImage(env.bare, bareModules...)
+	return bareImage(env.bare, nil, bareModules...)
 }
 
-// bareImage makes an initramfs of the daemon, the tests' program and modules.
-func bareImage(to string, modules ...string) error {
+// bareImage makes an initramfs of the daemon, the tests' program, more files and
+// modules.
+func bareImage(to string, more map[string][]byte, modules ...string) error {
 	files, err := env.kernel.closure(modules...)
 	if err != nil {
 		return err
 	}
 	return initramfs(to, func(a *archive) {
+		for name, content := range more {
+			a.file(name, 0o644, content)
+		}
 		a.copyFile("init", env.envd, 0o755)
 		a.link("bin/sync", "/init")
 		a.copyFile("guest", env.guest, 0o755)

@@ -19,7 +19,7 @@ func TestVolumes(t *testing.T) {
 	needsRoot(t)
 	modules := append(slices.Clone(bareModules), "nfs", "nfsv3")
 	initrd := filepath.Join(t.TempDir(), "initrd")
-	must(t, bareImage(initrd, modules...))
+	must(t, bareImage(initrd, nil, modules...))
 	m := boot(t, image{initrd: initrd, params: []string{modulesParam(modules...)}})
 	serve := func(ip, text string) *nfsServer {
 		s, err := serveNFS(m.link, ip, text)
