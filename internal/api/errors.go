@@ -154,6 +154,11 @@ func httpError(w http.ResponseWriter, status int, message string) {
 // has no route for.
 func jsonErrors(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.RequestURI == "*" { // of an HTTP/2 preface that broke off; OPTIONS * is net/http's
+			w.Header().Set("Connection", "close")
+			httpStatus(w, r, http.StatusBadRequest)
+			return
+		}
 		h, pattern := mux.Handler(r)
 		if pattern != "" {
 			h.ServeHTTP(w, r) // mux.ServeHTTP would look for it again

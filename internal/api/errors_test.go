@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -88,5 +90,17 @@ func TestResumePoint(t *testing.T) {
 	}
 	if p, ok := v.(*pb.ResumePoint); !ok || p.Offset != 1<<40 {
 		t.Errorf("detail %v", v)
+	}
+}
+
+// TestStar checks that a request for * is refused, whatever its method: it is
+// no path, and must not be redirected to one.
+func TestStar(t *testing.T) {
+	r := httptest.NewRequest("PRI", "/", nil)
+	r.RequestURI, r.URL.Path = "*", "*"
+	w := httptest.NewRecorder()
+	jsonErrors(http.NewServeMux()).ServeHTTP(w, r)
+	if w.Code != http.StatusBadRequest || w.Header().Get("Content-Type") != "application/json" {
+		t.Errorf("%d %v %q", w.Code, w.Header(), w.Body)
 	}
 }
