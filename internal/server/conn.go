@@ -85,6 +85,10 @@ func Cork(ctx context.Context, on bool) {
 
 func (c *conn) Write(p []byte) (int, error) {
 	defer c.watch()()
+	if r := refusal(p); r != nil {
+		_, err := c.socket.Write(r)
+		return len(p), err
+	}
 	n, err := c.socket.Write(p)
 	c.sent.Add(uint64(n))
 	return n, err

@@ -1,0 +1,36 @@
+package server
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+)
+
+// refusalHead is between the status line and the text of the answers that
+// net/http gives by itself to what it cannot read as a request over HTTP/1.1.
+// Handlers' answers have a date.
+var refusalHead = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
+
+// refusal is p, which net/http writes at once, as the same answer in the form
+// that all other errors have. It is nil when p is nothing of the kind.
+func refusal(p []byte) []byte {
+	line, is := bytes.CutPrefix(p, []byte("HTTP/1.1 "))
+	line, text, found := bytes.Cut(line, refusalHead)
+	if !is || !found || bytes.ContainsAny(line, "\r\n") || len(line) < 4 {
+		return nil
+	}
+	code, err := strconv.Atoi(string(line[:3]))
+	if err != nil {
+		return nil
+	}
+	text = bytes.TrimPrefix(text, line[:4])
+	body, err := json.Marshal(struct {
+		Code    int    `json:"code"`
+		Message string `json:"message"`
+	}{code, string(text)})
+	if err != nil {
+		return nil
+	}
+	return fmt.Appendf(nil, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", line, len(body), body)
+}
