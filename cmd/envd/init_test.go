@@ -37,8 +37,10 @@ func TestArguments(t *testing.T) {
 			t.Errorf("%q are taken", args)
 		}
 	}
-	if code := run([]string{"--output-retain=29s"}); code != 2 {
-		t.Errorf("ended processes may be forgotten early: exit code %d", code)
+	for _, arg := range []string{"--output-retain=29s", "--output-window=-1", "--output-total=-1"} {
+		if code := run([]string{arg}); code != 2 {
+			t.Errorf("%s is taken: exit code %d", arg, code)
+		}
 	}
 	fs, port, unix := flags()
 	if err := parse(fs, []string{"-port=2", "--unix", "/u"}, false); err != nil || *port != 2 || *unix != "/u" {

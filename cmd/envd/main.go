@@ -71,8 +71,12 @@ func run(args []string) int {
 	case output.Retain < leastRetain && !isInit:
 		fmt.Fprintf(os.Stderr, "envd: flag output-retain: less than %v\n", leastRetain)
 		return 2
+	case (output.Window < 0 || output.Total < 0) && !isInit:
+		fmt.Fprintln(os.Stderr, "envd: flags output-window and output-total: less than 0")
+		return 2
 	}
 	output.Retain = max(output.Retain, leastRetain)
+	output.Window, output.Total = max(output.Window, 0), max(output.Total, 0)
 	cfg.Firecracker, cfg.Output = !*outside, output
 	cfg.Log = newLog(cfg.Firecracker, level)
 	if err := daemon.Run(context.Background(), cfg); err != nil {
