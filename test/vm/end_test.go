@@ -113,7 +113,7 @@ func checkSignals(t *testing.T, m *machine) {
 // over. That one uses a disk, which can be unmounted only after it.
 func checkOrder(t *testing.T, m *machine, ask func(*testing.T, *machine)) {
 	m.output(t, "/guest", "write", "/data/written", "to be kept")
-	orderly, stubborn := m.ready(t, "orderly"), m.ready(t, "stubborn", "/data/open")
+	orderly, stubborn := m.ready(t, "orderly", "nag"), m.ready(t, "stubborn", "/data/open")
 	defer orderly.Close()
 	defer stubborn.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), stepLimit)

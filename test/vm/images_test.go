@@ -127,6 +127,17 @@ func busyboxImage(t testing.TB, init string, more map[string]string) string {
 	return to
 }
 
+// networkUp is a script of busybox for images whose init does not do it.
+const networkUp = `
+for round in 1 2 3 4 5; do # each loads what the one before made possible
+  find /lib/modules -name '*.ko' -exec insmod {} \; 2>/dev/null
+done
+ip link set lo up
+ip addr add 169.254.0.21/30 dev eth0
+ip link set eth0 up
+ip route add default via 169.254.0.22
+`
+
 // TestService has busybox as init, and the daemon as what that keeps running.
 func TestService(t *testing.T) {
 	needsRoot(t)
@@ -138,14 +149,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t cgroup2 cgroup /sys/fs/cgroup
-for round in 1 2 3 4 5; do # each loads what the one before made possible
-  find /lib/modules -name '*.ko' -exec insmod {} \; 2>/dev/null
-done
-ip link set lo up
-ip addr add 169.254.0.21/30 dev eth0
-ip link set eth0 up
-ip route add default via 169.254.0.22
-`,
+` + networkUp,
 	})})
 	out := m.output(t, "sh", "-c", "cat /proc/1/comm; cat /proc/$(pidof envd)/oom_score_adj; hostname")
 	if out != "init\n-1000\n(none)\n" {

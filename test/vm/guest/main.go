@@ -134,14 +134,16 @@ func stubborn(args []string) error {
 }
 
 // orderly ends when it is asked to, and has something to say then. Before that
-// it sends init each signal there is but the one that asks it for its stacks.
-func orderly([]string) error {
+// it nags init, when told to.
+func orderly(args []string) error {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, unix.SIGTERM)
 	fmt.Println("ready")
 	sig := <-asked
-	if err := nag(nil); err != nil {
-		return err
+	if len(args) > 0 && args[0] == "nag" {
+		if err := nag(nil); err != nil {
+			return err
+		}
 	}
 	_, err := fmt.Println("ended by", sig)
 	return err
