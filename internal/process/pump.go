@@ -16,7 +16,7 @@ const (
 	// in bytes: the most that fs.pipe-max-size allows by default.
 	busyPipe = 1 << 20
 	// burstBytes is how much is read before the readers are woken.
-	burstBytes = 128 << 10
+	burstBytes = 256 << 10
 	// lingerTime bounds the wait for the next piece of a fast stream. It blocks
 	// a thread.
 	lingerTime = time.Millisecond
