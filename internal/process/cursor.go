@@ -122,8 +122,7 @@ func (c *Cursor) Ready() <-chan struct{} { return c.bell }
 
 // Take answers what there is to read, without waiting for more but a moment: see
 // Output.patience. The bytes of the chunks are valid until the next Take or
-// Close. No chunk is larger than maxChunk.
-// The error is a *TooSlowError.
+// Close. No chunk is larger than maxChunk. The error is a *TooSlowError.
 func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	o := c.o
 	var resumed []*pump
@@ -132,14 +131,14 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	defer o.mu.Unlock()
 	c.took = time.Now()
 	busy := c.release() >= busyTake
+	first := !c.taken
+	c.taken = true
 	if c.drive() {
 		c.pull(0)
-		if linger := o.patience(busy); c.taken && linger > 0 && c.at >= o.end && o.pull != nil {
+		if linger := o.patience(busy); linger > 0 && !first && c.at >= o.end && o.pull != nil {
 			c.pull(linger)
 		}
 	}
-	first := !c.taken
-	c.taken = true
 
 	var b Batch
 	b.Gap, c.gap = c.gap, nil
