@@ -34,10 +34,14 @@ func (t *turns) take(ctx context.Context) (leave func(), err error) {
 		return nil, errNoTurn
 	}
 	defer t.waiting.Add(-1)
+	leave = func() { t.free <- struct{}{} }
 	select {
 	case <-t.free:
-		return func() { t.free <- struct{}{} }, nil
+		if ctx.Err() == nil {
+			return leave, nil
+		}
+		leave() // both at once, and nobody to do it for
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", errNoTurn, context.Cause(ctx))
 	}
+	return nil, fmt.Errorf("%w: %w", errNoTurn, context.Cause(ctx))
 }
