@@ -24,7 +24,8 @@ func TestKillTakesTheTree(t *testing.T) {
 			cmd := child(t, g, `trap "" TERM HUP INT
 				setsid sh -c 'trap "" TERM; sleep 60 & sleep 60' &
 				(env -i setsid sleep 60 & ) &
-				sleep 60 & wait`)
+				sleep 60 & wait
+				exec sleep 60 # if its children are killed first`)
 			eventually(t, "the tree to grow", func() bool { return procs(t, g) >= 6 })
 			must(t, kill.do(g))
 			if err := cmd.Wait(); err == nil || err.Error() != "signal: killed" {
