@@ -366,7 +366,7 @@ func TestSlowReaderAlone(t *testing.T) {
 		before := uint64(0)
 		for end := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
 			now := written(t, c, f.pid)
-			if now == before && now > 256<<10 {
+			if now == before && now > 64<<10 {
 				break
 			}
 			if time.Now().After(end) {
