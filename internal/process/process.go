@@ -85,7 +85,7 @@ func (p *Process) Exit() *Exit {
 // limit on draining (drainOver) and the end of the group (groupGone). finish
 // records the end and settle the end of the rest, each exactly once.
 
-// leaderExited takes the process from running to exited. The reaper calls it.
+// leaderExited takes the process from running to exited. Whoever reaps calls it.
 func (p *Process) leaderExited() {
 	p.closeInput()
 	resumed := p.out.leaderGone()

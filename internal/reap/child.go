@@ -63,8 +63,9 @@ func (c *Child) Signal(sig unix.Signal) error {
 	return linux.SignalPidfd(c.pidfd, sig)
 }
 
-// AfterExit has f called once when the child has been reaped: on the reaper's
-// goroutine, which f must not hold up, or right here when it was already.
+// AfterExit has f called once when the child has been reaped: on the goroutine
+// that reaps, Run's or that of a caller of Reap, which f must not hold up, or
+// right here when it was already.
 func (c *Child) AfterExit(f func()) {
 	c.mu.Lock()
 	if c.pidfd >= 0 {
