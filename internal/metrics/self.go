@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"runtime/metrics"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,12 +46,10 @@ func ReadSelf() (Self, error) {
 		return Self{}, fmt.Errorf("read own use: %w", err)
 	}
 	s.Descriptors = len(names) - 1 // without the directory's
-	sample := []metrics.Sample{
-		{Name: "/sched/goroutines:goroutines"},
-		{Name: "/memory/classes/heap/objects:bytes"},
-	}
-	metrics.Read(sample)
-	s.Goroutines, s.Heap = sample[0].Value.Uint64(), sample[1].Value.Uint64()
+	// Not of runtime/metrics: preparing it takes 0.1 ms of every start.
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	s.Goroutines, s.Heap = uint64(runtime.NumGoroutine()), mem.HeapAlloc
 	return s, nil
 }
 
