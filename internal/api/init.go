@@ -23,9 +23,6 @@ const (
 	// calls. What is large in it is a bundle of certificates: those of a whole
 	// system are 220 KiB.
 	maxInitBody = 1 << 20
-	// jumpSize is the step of the clock that only a restore explains, from the
-	// wire contract.
-	jumpSize = time.Second
 	// The metadata service answers within milliseconds where there is one.
 	// Where its answer decides, it gets longer.
 	identityWait  = 250 * time.Millisecond
@@ -46,10 +43,12 @@ type Identities interface {
 type Restorer interface {
 	// Pending tells whether a snapshot was prepared and no Restore came since.
 	Pending() bool
-	// Restore says that the machine was restored or, without jumped, that it
-	// was if Pending. It tells which. The connection of the request with the
-	// context keep survives.
-	Restore(keep context.Context, jumped bool) bool
+	// Jumped says by how much the clock was just set ahead.
+	Jumped(by time.Duration)
+	// Restore says that the machine was restored or, without another, that it
+	// was if Pending or if the clock has jumped. It tells which. The connection
+	// of the request with the context keep survives.
+	Restore(keep context.Context, another bool) bool
 }
 
 // initRequest is the body of POST /init. Empty strings ask for nothing.
@@ -132,7 +131,8 @@ func (s *initService) run(ctx context.Context, token string, change *guest.Chang
 		}
 	}
 	if s.Restorer != nil {
-		s.Restorer.Restore(ctx, another || by.Abs() > jumpSize)
+		s.Restorer.Jumped(by)
+		s.Restorer.Restore(ctx, another)
 	}
 	// It may be another by now, and the host may fill the service in later.
 	if s.Identities != nil && id.Instance == "" {

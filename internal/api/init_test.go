@@ -98,16 +98,19 @@ func (f *fakeIdentities) Publish(id guest.Identity) {
 func (f *fakeIdentities) Again() { f.again++ }
 
 type fakeRestorer struct {
-	pending bool
-	calls   []bool // jumped
+	pending, jumped bool
+	calls           []bool // with evidence of a restore
 }
 
 func (f *fakeRestorer) Pending() bool { return f.pending }
 
-func (f *fakeRestorer) Restore(_ context.Context, jumped bool) bool {
-	f.calls = append(f.calls, jumped)
-	restored := f.pending || jumped
-	f.pending = false
+func (f *fakeRestorer) Jumped(by time.Duration) { f.jumped = by.Abs() > time.Second }
+
+func (f *fakeRestorer) Restore(_ context.Context, another bool) bool {
+	evidence := another || f.jumped
+	f.calls = append(f.calls, evidence)
+	restored := f.pending || evidence
+	f.pending, f.jumped = false, false
 	return restored
 }
 

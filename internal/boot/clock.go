@@ -41,6 +41,7 @@ var errTooSlow = errors.New("reading the host's clock takes too long")
 // does its work, Close ends it. Quiesce and Resume are for snapshots.
 type Clock struct {
 	hands   hands
+	jumped  func(by time.Duration) // hears of each step before it is made
 	log     *slog.Logger
 	bell    chan struct{}
 	resting atomic.Bool
@@ -58,10 +59,13 @@ type hands interface {
 }
 
 // OpenClock opens the host's clock and steps the machine's to it. It returns nil
-// where the host shows none.
-func OpenClock(log *slog.Logger) *Clock { return openClock(hostClock, log) }
+// where the host shows none. jumped hears of each later step, and how far ahead,
+// before it is made: after it, nothing shows that the machine was frozen.
+func OpenClock(jumped func(by time.Duration), log *slog.Logger) *Clock {
+	return openClock(hostClock, jumped, log)
+}
 
-func openClock(path string, log *slog.Logger) *Clock {
+func openClock(path string, jumped func(time.Duration), log *slog.Logger) *Clock {
 	device, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -70,8 +74,9 @@ func openClock(path string, log *slog.Logger) *Clock {
 		log.Warn("the clock is not kept at the host's", "error", err)
 		return nil
 	}
-	c := &Clock{hands: realHands{device}, log: log, bell: make(chan struct{}, 1)}
-	c.adjust()
+	c := &Clock{hands: realHands{device}, jumped: func(time.Duration) {}, log: log, bell: make(chan struct{}, 1)}
+	c.adjust() // whatever it was before the boot
+	c.jumped = jumped
 	return c
 }
 
@@ -134,6 +139,7 @@ func (c *Clock) adjust() (stepped bool) {
 	case err != nil:
 	case by.Abs() >= stepAt:
 		stepped = true
+		c.jumped(by)
 		if err = c.hands.step(int64(by)); err == nil {
 			c.log.Info("clock set by the host's", "ahead_by", by)
 		}

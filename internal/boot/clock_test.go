@@ -26,6 +26,16 @@ type fakeHands struct {
 	slews   int
 	reads   int
 	largest time.Duration // offset that a look found, but for the first
+	jumps   []time.Duration
+}
+
+// jumped hears of a step that is still to be made.
+func (h *fakeHands) jumped(by time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if (h.off() + by).Abs() < slewAt {
+		h.jumps = append(h.jumps, by)
+	}
 }
 
 func (h *fakeHands) off() time.Duration {
@@ -74,7 +84,7 @@ func (h *fakeHands) close() error { return nil }
 func keep(t *testing.T, h *fakeHands, during func(*Clock)) {
 	t.Helper()
 	h.since = time.Now()
-	c := &Clock{hands: h, log: slog.New(slog.DiscardHandler), bell: make(chan struct{}, 1)}
+	c := &Clock{hands: h, jumped: h.jumped, log: slog.New(slog.DiscardHandler), bell: make(chan struct{}, 1)}
 	c.adjust() // as OpenClock does
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -144,6 +154,24 @@ func TestClockRestored(t *testing.T) {
 	})
 }
 
+// TestClockJumpTold checks that a freeze nobody announced is told of when Run
+// finds it, before the evidence is gone.
+func TestClockJumpTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &fakeHands{took: 100 * time.Microsecond}
+		keep(t, h, func(*Clock) {
+			time.Sleep(time.Hour)
+			h.mu.Lock()
+			h.set(-time.Minute)
+			h.mu.Unlock()
+			time.Sleep(lookCalm)
+		})
+		if len(h.jumps) != 1 || (h.jumps[0]-time.Minute).Abs() > slewAt || h.steps != 1 {
+			t.Errorf("told of jumps by %v, %d steps", h.jumps, h.steps)
+		}
+	})
+}
+
 // heldHands wait before they first step.
 type heldHands struct {
 	*fakeHands
@@ -161,7 +189,7 @@ func (h *heldHands) step(by int64) error {
 // step the clock when Resume sets it right.
 func TestClockSetOnce(t *testing.T) {
 	h := &heldHands{&fakeHands{offset: -time.Hour, since: time.Now()}, sync.Once{}, make(chan struct{}), make(chan struct{})}
-	c := &Clock{hands: h, log: slog.New(slog.DiscardHandler), bell: make(chan struct{}, 1)}
+	c := &Clock{hands: h, jumped: h.jumped, log: slog.New(slog.DiscardHandler), bell: make(chan struct{}, 1)}
 	var both sync.WaitGroup
 	both.Go(func() { c.adjust() })
 	<-h.stepping
@@ -195,10 +223,10 @@ func TestClockUnsure(t *testing.T) {
 func TestClockNone(t *testing.T) {
 	var text strings.Builder
 	log := slog.New(slog.NewTextHandler(&text, nil))
-	if c := openClock(filepath.Join(t.TempDir(), "ptp0"), log); c != nil || text.Len() > 0 {
+	if c := openClock(filepath.Join(t.TempDir(), "ptp0"), nil, log); c != nil || text.Len() > 0 {
 		t.Errorf("%v, %s", c, &text)
 	}
-	c := openClock(os.DevNull, log)
+	c := openClock(os.DevNull, nil, log)
 	if c == nil {
 		t.Fatal("not opened")
 	}

@@ -145,7 +145,7 @@ func (d *daemon) open() (err error) {
 
 // openClock keeps the clock at the host's, where the host shows one.
 func (d *daemon) openClock() {
-	clock := boot.OpenClock(d.Log)
+	clock := boot.OpenClock(d.coordinator.Jumped, d.Log)
 	if clock == nil {
 		return
 	}

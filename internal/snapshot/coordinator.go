@@ -111,6 +111,7 @@ type Coordinator struct {
 	state      State      // guarded by mu, as is all below
 	generation uint64
 	pending    bool
+	jumped     bool // the clock has, since the last Restore
 	frozen     bool
 	watchdog   *time.Timer   // runs thaw while frozen
 	starting   int           // starts that have passed the gate and not left

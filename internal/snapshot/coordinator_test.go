@@ -76,6 +76,25 @@ func TestRestoreUnannounced(t *testing.T) {
 	r.is(t, Status{State: Running, Generation: 3})
 }
 
+// TestRestoreByTheClock checks the freeze that only the clock tells of, be it
+// that the daemon itself has set it right before the host's word came.
+func TestRestoreByTheClock(t *testing.T) {
+	r := newRig(t)
+	r.Jumped(900 * time.Millisecond)
+	if r.Restore(t.Context(), false) {
+		t.Error("restored, as the clock went a little wrong")
+	}
+	for generation, by := range []time.Duration{time.Hour, -2 * time.Second} {
+		r.Jumped(by)
+		r.Jumped(20 * time.Millisecond) // the rest of it
+		r.is(t, Status{State: Running, Generation: uint64(generation) + 1})
+		if !r.Restore(t.Context(), false) || r.Restore(t.Context(), false) {
+			t.Errorf("a jump by %v is not evidence of one restore", by)
+		}
+		r.did(t, "drop all=true")
+	}
+}
+
 // TestReseed checks when random numbers are made new: before a restored guest
 // does anything, and once when a prepared one comes back in another way.
 func TestReseed(t *testing.T) {

@@ -1,6 +1,25 @@
 package snapshot
 
-import "context"
+import (
+	"context"
+	"time"
+)
+
+// jumpSize is the step of the clock that only a restore explains, from the
+// wire contract.
+const jumpSize = time.Second
+
+// Jumped says that the clock is set ahead by that much, to the host's time. A
+// long jump is evidence of a restore, kept for the next call of Restore: until
+// the host's word, the machine may as well have been paused, and its connections
+// be good.
+func (c *Coordinator) Jumped(by time.Duration) {
+	if by.Abs() > jumpSize {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.jumped = true
+	}
+}
 
 // Return brings a prepared guest back to work, as a request does that needs it.
 // Live connections and their streams go on. Only with workload does it thaw
@@ -21,18 +40,18 @@ func (c *Coordinator) Return(workload bool) {
 	}
 }
 
-// Restore is the host's word that the machine was restored, or, when jumped is
-// not set, that it may have been: then it was if a Prepare came before. jumped
-// says that there is other evidence, such as a clock that was far behind. It
-// tells whether a new generation has begun. keep is the context of the request
-// that brings the word; its connection stays.
-func (c *Coordinator) Restore(keep context.Context, jumped bool) bool {
+// Restore is the host's word that the machine was restored, or, when another is
+// not set, that it may have been: then it was if a Prepare came before, or the
+// clock has jumped. another says that this is another sandbox now. Restore tells
+// whether a new generation has begun. keep is the context of the request that
+// brings the word; its connection stays.
+func (c *Coordinator) Restore(keep context.Context, another bool) bool {
 	c.turn.Lock()
 	defer c.turn.Unlock()
 	c.mu.Lock()
 	pending := c.pending
-	restored := pending || jumped
-	c.pending = false
+	restored := pending || another || c.jumped
+	c.pending, c.jumped = false, false
 	if restored {
 		c.generation++
 	}
