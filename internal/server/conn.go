@@ -66,6 +66,8 @@ type conn struct {
 	judge    sync.Once // of FromGuest
 	fromHost bool      // set by judge
 
+	answering atomic.Bool // see answering
+
 	body goneWatch
 	life
 }
@@ -85,9 +87,11 @@ func Cork(ctx context.Context, on bool) {
 
 func (c *conn) Write(p []byte) (int, error) {
 	defer c.watch()()
-	if r := refusal(p); r != nil {
-		_, err := c.socket.Write(r)
-		return len(p), err
+	if !c.answering.Load() {
+		if r := refusal(p); r != nil {
+			_, err := c.socket.Write(r)
+			return len(p), err
+		}
 	}
 	n, err := c.socket.Write(p)
 	c.sent.Add(uint64(n))

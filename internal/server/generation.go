@@ -155,6 +155,9 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 	if state == http.StateIdle {
 		c.idleReads.Store(c.reads.Load())
 		c.wrote.Store(false)
+		if !c.h2.Load() { // there the last answer may not have been sent yet
+			c.answering.Store(false)
+		}
 	}
 	c.state.Store(int32(state))
 	switch state {

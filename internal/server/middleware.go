@@ -14,9 +14,9 @@ import (
 const preflightSeconds = 7200
 
 // Middleware wraps handler in what every request passes, outermost first:
-// panics, CORS, then clients that are gone.
+// panics, the mark of an answer, CORS, then clients that are gone.
 func Middleware(handler http.Handler, log *slog.Logger) http.Handler {
-	return recovered(allowOrigins(noticeGone(handler)), log)
+	return recovered(answering(allowOrigins(noticeGone(handler))), log)
 }
 
 // allowOrigins answers preflights and lets any page call: what guards the

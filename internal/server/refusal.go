@@ -4,12 +4,23 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strconv"
 )
 
+// answering marks the connection of a request until it is idle again: what is
+// written there is a handler's answer, whatever it looks like.
+func answering(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+			c.answering.Store(true)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // refusalHead is between the status line and the text of the answers that
 // net/http gives by itself to what it cannot read as a request over HTTP/1.1.
-// Handlers' answers have a date.
 var refusalHead = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
 // refusal is p, which net/http writes at once, as the same answer in the form

@@ -1,10 +1,11 @@
 package server
 
 import (
-	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -25,10 +26,16 @@ func TestUnreadableRequests(t *testing.T) {
 		"bad header":        {"GET / HTTP/1.1\r\nHost: x\r\na b: c\r\n\r\n", 400},
 		"transfer encoding": {"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501},
 		"version":           {"GET / HTTP/4.7\r\nHost: x\r\n\r\n", 505},
+		"after another":     {"GET / HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n", 400},
 		"large header":      {"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2<<20) + "\r\n\r\n", 431},
 	} {
 		t.Run(name, func(t *testing.T) {
-			res, err := http.ReadResponse(bufio.NewReader(dial(t, s, tc.request)), nil)
+			br := dial(t, s, tc.request)
+			res, err := http.ReadResponse(br, nil)
+			if err == nil && !res.Close { // to what came before
+				_, _ = io.Copy(io.Discard, res.Body)
+				res, err = http.ReadResponse(br, nil)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,18 +55,38 @@ func TestUnreadableRequests(t *testing.T) {
 	}
 }
 
-// TestAnswersAreNoRefusals checks that a handler's answer stays as it is.
+// TestAnswersAreNoRefusals checks that what a handler answers stays as it is,
+// wherever the pieces begin that it is written in.
 func TestAnswersAreNoRefusals(t *testing.T) {
-	leaktest.Check(t)
 	const text = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\nmine"
-	s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Connection", "close")
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		w.WriteHeader(http.StatusBadRequest)
-		_, _ = io.WriteString(w, text)
-	}), quiet())
-	res := get(t, client(t, false), s, "/")
-	if got := body(t, res); res.StatusCode != 400 || got != text {
-		t.Errorf("%s: %q", res.Status, got)
+	long := strings.Repeat(text, 1000)
+	answers := map[string]http.HandlerFunc{
+		"closing": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Connection", "close")
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, text)
+		},
+		"flushed": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", strconv.Itoa(len(long)))
+			w.WriteHeader(http.StatusBadRequest)
+			_ = http.NewResponseController(w).Flush()
+			_, _ = io.WriteString(w, long)
+		},
+	}
+	for name, answer := range answers {
+		for _, h2 := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, HTTP/2 %v", name, h2), func(t *testing.T) {
+				leaktest.Check(t)
+				s := serve(t, answer, quiet())
+				hc := client(t, h2)
+				for range 2 { // on a fresh connection, and on one that was used
+					res := get(t, hc, s, "/")
+					if got := body(t, res); res.StatusCode != 400 || got != text && got != long {
+						t.Errorf("%s: %d bytes, %.80q", res.Status, len(got), got)
+					}
+				}
+			})
+		}
 	}
 }
