@@ -194,7 +194,7 @@ var errBadInit = errors.New("init")
 func readInit(w http.ResponseWriter, r *http.Request, received time.Time) (*initRequest, *guest.Change, error) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxInitBody))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read body of init: %w", err)
+		return nil, nil, fmt.Errorf("%w: read body: %w", errBadInit, err)
 	}
 	var req initRequest
 	if len(body) > 0 {

@@ -5,7 +5,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"runtime/debug"
 	"strings"
@@ -16,7 +18,7 @@ import (
 )
 
 // rpcOnly answers what cannot be an RPC in JSON, which the RPC handlers do not,
-// and takes timeouts of zero for none.
+// takes timeouts of zero for none, and what is no body for the client's fault.
 func rpcOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodPost {
@@ -35,8 +37,25 @@ func rpcOnly(next http.Handler) http.Handler {
 				r.Header.Del(name)
 			}
 		}
+		if r.ProtoMajor == 1 {
+			r.Body = rpcBody{r.Body}
+		}
 		next.ServeHTTP(&jsonStatus{ResponseWriter: w, r: r}, r)
 	})
+}
+
+// rpcBody is the body of an RPC over HTTP/1.1. connect-go has no code for one
+// that is malformed, or for one that breaks off: it says unknown, internal or
+// canceled.
+type rpcBody struct{ io.ReadCloser }
+
+func (b rpcBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	var broken net.Error
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, http.ErrBodyReadAfterClose) || errors.As(err, &broken) {
+		return n, err //nolint:wrapcheck // readers compare it
+	}
+	return n, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("read request body: %w", err))
 }
 
 // rpcContentType tells the types that some RPC of ours takes. That one is used
