@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -25,7 +26,10 @@ func (a *app) client() *client.Client {
 	return client.New(a.url, client.Options{User: a.user, Token: a.token})
 }
 
-func (a *app) health(ctx context.Context, _ []string) (int, error) {
+func (a *app) health(ctx context.Context, args []string) (int, error) {
+	if _, err := plain("health", args, 0, 0, "no argument"); err != nil {
+		return exitUnable, err
+	}
 	h, err := a.client().Health(ctx)
 	if err != nil {
 		return 1, err
@@ -43,12 +47,13 @@ func (a *app) exec(ctx context.Context, args []string) (int, error) {
 	stdin := fs.Bool("i", false, "send our standard input")
 	cwd := fs.String("cwd", "", "working `directory`")
 	tag := fs.String("tag", "", "`name` to find the process by")
-	if err := fs.Parse(args); err != nil || fs.NArg() == 0 {
-		return exitUnable, fmt.Errorf("exec needs a program: %w", errUsage)
+	args, err := arguments(fs, args, 1, math.MaxInt, "a program")
+	if err != nil {
+		return exitUnable, err
 	}
 	wantInput := *stdin || *tty
 	req := &pb.StartRequest{
-		Process: &pb.ProcessConfig{Cmd: fs.Arg(0), Args: fs.Args()[1:]},
+		Process: &pb.ProcessConfig{Cmd: args[0], Args: args[1:]},
 		Stdin:   &wantInput,
 	}
 	if *cwd != "" {
@@ -95,8 +100,9 @@ func sendInput(ctx context.Context, cmd *client.Command, terminal bool) {
 }
 
 func (a *app) attach(ctx context.Context, args []string) (int, error) {
-	if len(args) != 1 {
-		return exitUnable, fmt.Errorf("attach needs one pid or tag: %w", errUsage)
+	args, err := plain("attach", args, 1, 1, "one pid or tag")
+	if err != nil {
+		return exitUnable, err
 	}
 	cmd, err := a.client().Attach(ctx, selector(args[0]), 0)
 	if err != nil {
@@ -149,8 +155,8 @@ func exitCode(end *pb.ProcessEvent_EndEvent) int {
 func (a *app) ps(ctx context.Context, args []string) (int, error) {
 	fs := flag.NewFlagSet("ps", flag.ContinueOnError)
 	all := fs.Bool("a", false, "also those that ended lately")
-	if err := fs.Parse(args); err != nil {
-		return exitUnable, errUsage
+	if _, err := arguments(fs, args, 0, 0, "no argument"); err != nil {
+		return exitUnable, err
 	}
 	res, err := a.client().Process.List(ctx, connect.NewRequest(&pb.ListRequest{IncludeExited: *all}))
 	if err != nil {
@@ -176,11 +182,12 @@ func printProcesses(w io.Writer, list []*pb.ProcessInfo) error {
 func (a *app) kill(ctx context.Context, args []string) (int, error) {
 	fs := flag.NewFlagSet("kill", flag.ContinueOnError)
 	sig := fs.Int("s", 9, "signal `number`")
-	if err := fs.Parse(args); err != nil || fs.NArg() != 1 {
-		return exitUnable, fmt.Errorf("kill needs one pid or tag: %w", errUsage)
+	args, err := arguments(fs, args, 1, 1, "one pid or tag")
+	if err != nil {
+		return exitUnable, err
 	}
-	_, err := a.client().Process.SendSignal(ctx, connect.NewRequest(
-		&pb.SendSignalRequest{Process: selector(fs.Arg(0)), Signal: pb.Signal(*sig)}))
+	_, err = a.client().Process.SendSignal(ctx, connect.NewRequest(
+		&pb.SendSignalRequest{Process: selector(args[0]), Signal: pb.Signal(*sig)}))
 	if err != nil {
 		return 1, fmt.Errorf("kill: %w", err)
 	}

@@ -14,25 +14,24 @@ import (
 	pb "github.com/wrenn/envd/gen/filesystem"
 )
 
-// path is the only argument of a command that takes one, "" for none.
-func path(args []string, command string, optional bool) (string, error) {
-	switch {
-	case len(args) == 1:
-		return args[0], nil
-	case len(args) == 0 && optional:
-		return "", nil
-	default:
-		return "", fmt.Errorf("%s needs one path: %w", command, errUsage)
+// path is the only argument of a command, "" for none where none will do.
+func path(fs *flag.FlagSet, args []string, least int) (string, error) {
+	args, err := arguments(fs, args, least, 1, "one path")
+	if err != nil || len(args) == 0 {
+		return "", err
 	}
+	return args[0], nil
+}
+
+// plainPath is path for a command without flags.
+func plainPath(name string, args []string, least int) (string, error) {
+	return path(flag.NewFlagSet(name, flag.ContinueOnError), args, least)
 }
 
 func (a *app) ls(ctx context.Context, args []string) (int, error) {
 	fs := flag.NewFlagSet("ls", flag.ContinueOnError)
 	depth := fs.Uint("depth", 1, "`levels` to descend")
-	if err := fs.Parse(args); err != nil {
-		return exitUnable, errUsage
-	}
-	dir, err := path(fs.Args(), "ls", true)
+	dir, err := path(fs, args, 0)
 	if err != nil {
 		return exitUnable, err
 	}
@@ -44,7 +43,7 @@ func (a *app) ls(ctx context.Context, args []string) (int, error) {
 }
 
 func (a *app) stat(ctx context.Context, args []string) (int, error) {
-	name, err := path(args, "stat", true)
+	name, err := plainPath("stat", args, 0)
 	if err != nil {
 		return exitUnable, err
 	}
@@ -83,7 +82,7 @@ func quoted(name string) string {
 }
 
 func (a *app) mkdir(ctx context.Context, args []string) (int, error) {
-	name, err := path(args, "mkdir", false)
+	name, err := plainPath("mkdir", args, 1)
 	if err != nil {
 		return exitUnable, err
 	}
@@ -94,8 +93,9 @@ func (a *app) mkdir(ctx context.Context, args []string) (int, error) {
 }
 
 func (a *app) mv(ctx context.Context, args []string) (int, error) {
-	if len(args) != 2 {
-		return exitUnable, fmt.Errorf("mv needs two paths: %w", errUsage)
+	args, err := plain("mv", args, 2, 2, "two paths")
+	if err != nil {
+		return exitUnable, err
 	}
 	if _, err := a.client().Filesystem.Move(ctx, connect.NewRequest(&pb.MoveRequest{Source: args[0], Destination: args[1]})); err != nil {
 		return 1, fmt.Errorf("mv: %w", err)
@@ -104,7 +104,7 @@ func (a *app) mv(ctx context.Context, args []string) (int, error) {
 }
 
 func (a *app) rm(ctx context.Context, args []string) (int, error) {
-	name, err := path(args, "rm", false)
+	name, err := plainPath("rm", args, 1)
 	if err != nil {
 		return exitUnable, err
 	}
@@ -121,11 +121,8 @@ func (a *app) watch(ctx context.Context, args []string) (int, error) {
 	req := &pb.WatchDirRequest{}
 	fs.BoolVar(&req.Recursive, "r", false, "directories below, too")
 	fs.BoolVar(&req.AllowNetworkMounts, "network", false, "also network mounts, where only what changes here is seen")
-	if err := fs.Parse(args); err != nil {
-		return exitUnable, errUsage
-	}
 	var err error
-	if req.Path, err = path(fs.Args(), "watch", true); err != nil {
+	if req.Path, err = path(fs, args, 0); err != nil {
 		return exitUnable, err
 	}
 	w, err := a.client().Watch(ctx, req)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -42,13 +43,13 @@ func (a *app) init(ctx context.Context, args []string) (int, error) {
 	fs.Func("volume", "`HOST:/DIRECTORY=PATH` to mount; may be repeated", func(s string) error {
 		target, path, ok := strings.Cut(s, "=")
 		if !ok {
-			return errUsage
+			return errors.New("no =PATH")
 		}
 		in.VolumeMounts = append(in.VolumeMounts, client.VolumeMount{NFSTarget: target, Path: path})
 		return nil
 	})
-	if err := fs.Parse(args); err != nil || fs.NArg() > 0 {
-		return exitUnable, fmt.Errorf("init takes flags only: %w", errUsage)
+	if _, err := arguments(fs, args, 0, 0, "flags only"); err != nil {
+		return exitUnable, err
 	}
 	if !*clearToken {
 		in.AccessToken = a.token
@@ -71,7 +72,10 @@ func (a *app) init(ctx context.Context, args []string) (int, error) {
 }
 
 // envs shows the default environment of processes.
-func (a *app) envs(ctx context.Context, _ []string) (int, error) {
+func (a *app) envs(ctx context.Context, args []string) (int, error) {
+	if _, err := plain("envs", args, 0, 0, "no argument"); err != nil {
+		return exitUnable, err
+	}
 	env, err := a.client().Envs(ctx)
 	if err != nil {
 		return 1, err

@@ -6,39 +6,10 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
 )
-
-const usage = `usage: envdctl [flags] command
-
-commands:
-  health                     what the daemon says of itself
-  exec [-t] [-i] CMD [ARG…]  run a program, follow its output, exit as it does
-  ps [-a]                    list processes; -a: also those that ended lately
-  attach PID|TAG             follow a process from the oldest output kept
-  kill [-s N] PID|TAG        send a signal; 9, the default, takes the whole tree
-  ls [-depth N] [PATH]       list a directory, by default the working directory
-  stat [PATH]                what is at a path, with its metadata
-  mkdir PATH                 make a directory and its parents
-  mv SOURCE DESTINATION      rename, also between file systems
-  rm PATH                    remove, with everything below
-  cat PATH…                  print files
-  cp [-atomic] FILE :PATH    copy a file into the guest, or :PATH FILE out of it
-  pack [-z|-zstd] PATH       write a directory as a tar archive to standard output
-  unpack [-z|-zstd] PATH     make what a tar archive on standard input holds
-  watch [-r] [-network] [PATH]
-                             print what changes in a directory; -r: and below
-  snapshot [-prepare] [-freeze]
-                             the guest's state and generation; -prepare: bring it
-                             to rest for a freeze; -freeze: its commands as well
-  init [FLAG…]               what a host says after a boot: token, user, environment, …
-  envs                       the default environment of processes
-
-flags:
-`
 
 // exitUnable is the exit code of what never ran, as of env(1).
 const exitUnable = 125
@@ -53,28 +24,22 @@ func main() {
 	os.Exit(code)
 }
 
-// errUsage says that the command line makes no sense.
-var errUsage = errors.New("see envdctl -h")
-
 func run(ctx context.Context, args []string) (int, error) {
 	var a app
 	fs := flag.NewFlagSet("envdctl", flag.ContinueOnError)
-	fs.Usage = func() {
-		_, _ = io.WriteString(fs.Output(), usage)
-		fs.PrintDefaults()
-	}
 	fs.StringVar(&a.url, "url", envOr("ENVD_URL", "http://127.0.0.1:49983"), "`address` of the daemon (ENVD_URL)")
 	fs.StringVar(&a.user, "user", "", "`user` to act as")
 	fs.StringVar(&a.token, "token", os.Getenv("ENVD_TOKEN"), "access `token` (ENVD_TOKEN)")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return 0, nil
-		}
-		return exitUnable, errUsage
+	switch err := parse(fs, args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0, printUsage(os.Stdout, fs)
+	case err != nil:
+		return exitUnable, fmt.Errorf("%w: %w", err, errUsage)
+	case fs.NArg() == 0:
+		return exitUnable, printUsage(os.Stderr, fs)
 	}
-	if fs.NArg() == 0 {
-		fs.Usage()
-		return exitUnable, nil
+	if err := checkURL(a.url); err != nil {
+		return exitUnable, err
 	}
 	commands := map[string]func(context.Context, []string) (int, error){
 		"health": a.health, "exec": a.exec, "ps": a.ps, "attach": a.attach, "kill": a.kill,
@@ -87,7 +52,11 @@ func run(ctx context.Context, args []string) (int, error) {
 	if !ok {
 		return exitUnable, fmt.Errorf("unknown command %q: %w", fs.Arg(0), errUsage)
 	}
-	return command(ctx, fs.Args()[1:])
+	code, err := command(ctx, fs.Args()[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return 0, nil // and has been printed
+	}
+	return code, a.explained(err)
 }
 
 func envOr(name, otherwise string) string {

@@ -15,8 +15,8 @@ func (a *app) snapshot(ctx context.Context, args []string) (int, error) {
 	freeze := fs.Bool("freeze", false, "stop its commands as well")
 	wait := fs.Duration("wait", 0, "with -freeze, how `long` to look whether they have stopped")
 	thaw := fs.Duration("thaw", 0, "with -freeze, when they go on if nobody comes back")
-	if err := fs.Parse(args); err != nil || fs.NArg() > 0 {
-		return exitUnable, errUsage
+	if _, err := arguments(fs, args, 0, 0, "flags only"); err != nil {
+		return exitUnable, err
 	}
 	switch c := a.client(); {
 	case *freeze:

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,9 @@ import (
 
 // cat prints files of the guest.
 func (a *app) cat(ctx context.Context, args []string) (int, error) {
-	if len(args) == 0 {
-		return exitUnable, fmt.Errorf("cat needs a path: %w", errUsage)
+	args, err := plain("cat", args, 1, math.MaxInt, "a path")
+	if err != nil {
+		return exitUnable, err
 	}
 	for _, path := range args {
 		if _, err := a.client().Download(ctx, path, os.Stdout); err != nil {
@@ -30,14 +32,15 @@ func (a *app) cat(ctx context.Context, args []string) (int, error) {
 func (a *app) cp(ctx context.Context, args []string) (int, error) {
 	fs := flag.NewFlagSet("cp", flag.ContinueOnError)
 	atomic := fs.Bool("atomic", false, "let readers see the whole file or the old one")
-	if err := fs.Parse(args); err != nil || fs.NArg() != 2 {
-		return exitUnable, fmt.Errorf("cp needs a source and a destination: %w", errUsage)
+	args, err := arguments(fs, args, 2, 2, "a source and a destination")
+	if err != nil {
+		return exitUnable, err
 	}
-	from, fromGuest := strings.CutPrefix(fs.Arg(0), ":")
-	to, toGuest := strings.CutPrefix(fs.Arg(1), ":")
+	from, fromGuest := strings.CutPrefix(args[0], ":")
+	to, toGuest := strings.CutPrefix(args[1], ":")
 	switch {
 	case fromGuest == toGuest:
-		return exitUnable, fmt.Errorf("cp: one of the two is in the guest and begins with a colon: %w", errUsage)
+		return exitUnable, fmt.Errorf("cp: one of the two is in the guest and begins with a colon: see envdctl cp -h")
 	case toGuest:
 		if to == "" || strings.HasSuffix(to, "/") {
 			to += filepath.Base(from)
@@ -110,8 +113,9 @@ func archiveArguments(name string, args []string) (path string, kind client.Arch
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	gzip := fs.Bool("z", false, "compressed with gzip")
 	zstd := fs.Bool("zstd", false, "compressed with zstd")
-	if err := fs.Parse(args); err != nil || fs.NArg() != 1 {
-		return "", "", fmt.Errorf("%s needs one directory: %w", name, errUsage)
+	args, err = arguments(fs, args, 1, 1, "one directory")
+	if err != nil {
+		return "", "", err
 	}
 	switch {
 	case *zstd:
@@ -121,5 +125,5 @@ func archiveArguments(name string, args []string) (path string, kind client.Arch
 	default:
 		kind = client.Tar
 	}
-	return fs.Arg(0), kind, nil
+	return args[0], kind, nil
 }
