@@ -12,9 +12,7 @@ import (
 // hands it also those words of its command line that it does not know itself.
 // What makes no sense to PID 1 is one line, and the rest counts.
 func parse(fs *flag.FlagSet, args []string, isInit bool) error {
-	if isInit {
-		fs.Usage = func() {} // the error is enough
-	}
+	fs.Usage = func() {} // the error is enough, and is not to be lost above a list of all flags
 	for {
 		err := fs.Parse(args)
 		if rest := fs.Args(); err != nil && len(rest) == len(args) {

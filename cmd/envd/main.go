@@ -59,8 +59,12 @@ func run(args []string) int {
 	isInit := os.Getpid() == 1
 	switch err := parse(fs, args, isInit); {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Println("usage: envd [flags]")
+		fs.SetOutput(os.Stdout)
+		fs.PrintDefaults()
 		return 0
 	case err != nil:
+		fmt.Fprintln(os.Stderr, "envd: see envd --help")
 		return 2
 	case *showVersion && !isInit:
 		fmt.Println(version)
