@@ -106,6 +106,9 @@ func Open(root string) (*Hierarchy, error) {
 	if err := h.makeGroups(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
+	if err := h.writable(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
+	}
 	removeEmpty(h.classDir(User))
 	removeEmpty(h.classDir(PTY))
 	h.vacate()
@@ -124,6 +127,17 @@ func (h *Hierarchy) makeGroups() error {
 	for _, dir := range h.groups() {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// writable tells whether leaves can be made: the groups may be those of a daemon
+// with more rights, and every start would fail.
+func (h *Hierarchy) writable() error {
+	for _, dir := range []string{h.classDir(User), h.classDir(PTY)} {
+		if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+			return fmt.Errorf("write to cgroup %s: %w", dir, err)
 		}
 	}
 	return nil
