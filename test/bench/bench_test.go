@@ -3,11 +3,13 @@ package main
 import (
 	"strings"
 	"testing"
+
+	"github.com/wrenn/envd/test/cgroups"
 )
 
 // TestQuick runs every figure, for whether it works and not for how fast.
 func TestQuick(t *testing.T) {
-	rows, err := run(config{quick: true, cgroupRoot: cgroupMount(), progress: t.Output()})
+	rows, err := run(config{quick: true, cgroupRoot: cgroups.Mount(), progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}

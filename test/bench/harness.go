@@ -76,16 +76,6 @@ func (b *bench) close() {
 	_ = os.RemoveAll(b.dir)
 }
 
-// cgroupMount is where cgroup v2 is mounted: alone, or beside version 1.
-func cgroupMount() string {
-	const beside = "/sys/fs/cgroup/unified"
-	var st unix.Statfs_t
-	if unix.Statfs(beside, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC {
-		return beside
-	}
-	return "/sys/fs/cgroup"
-}
-
 // program is the path of a built program.
 func (b *bench) program(name string) string { return filepath.Join(b.dir, name) }
 

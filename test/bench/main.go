@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/wrenn/envd/test/cgroups"
 )
 
 // figure is one subject of measurement; it may give several rows.
@@ -83,7 +85,7 @@ func amount(v float64, unit string) string {
 func main() {
 	quick := flag.Bool("quick", false, "seconds instead of minutes: whether it works, not how fast it is")
 	only := flag.String("only", "", "comma-separated `names` of the figures to measure")
-	root := flag.String("cgroup-root", cgroupMount(), "cgroup v2 `directory` to make the daemon's own group in")
+	root := flag.String("cgroup-root", cgroups.Mount(), "cgroup v2 `directory` to make the daemon's own group in")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "bench: unexpected argument %q\n", flag.Arg(0))

@@ -4,7 +4,8 @@
 // A session is what a person would see in a terminal: lines that begin with
 // "$ " are typed, the lines below are what has to be printed, exactly. A line
 // of "..." stands for any lines. Each file has network and mount namespaces of its own with a
-// fresh daemon on the default port, and one shell.
+// fresh daemon on the default port, and one shell, in which $CGROUP2 is where
+// cgroup v2 is mounted.
 package script
 
 import (
@@ -21,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/wrenn/envd/test/cgroups"
 )
 
 const (
@@ -121,7 +124,7 @@ func parseFile(t *testing.T, path string, markdown bool) session {
 			inside = line == "```console"
 		case !inside:
 		case strings.HasPrefix(line, "# flags: "):
-			s.flags = strings.Fields(strings.TrimPrefix(line, "# flags: "))
+			s.flags = strings.Fields(os.Expand(strings.TrimPrefix(line, "# flags: "), variable))
 		case !markdown && (strings.HasPrefix(line, "#") || line == ""):
 		case typed:
 			s.steps = append(s.steps, step{line: i + 1, command: command})
@@ -134,6 +137,11 @@ func parseFile(t *testing.T, path string, markdown bool) session {
 		t.Fatalf("%s: no steps", path)
 	}
 	return s
+}
+
+// variable is what a session's flags and commands may say $NAME for.
+func variable(name string) string {
+	return map[string]string{"CGROUP2": cgroups.Mount()}[name]
 }
 
 // run starts a daemon and types the session's commands.
@@ -203,7 +211,7 @@ func startShell(t *testing.T, dir string) *shell {
 	cmd := exec.Command("bash", "--norc", "--noprofile")
 	cmd.Dir = dir
 	// Without job control notices, and without what this test was started with.
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "LC_ALL=C", "CGROUP2=" + variable("CGROUP2")}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -29,14 +29,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/client"
+	"github.com/wrenn/envd/test/cgroups"
 )
 
-const (
-	// limit bounds whatever a test waits for.
-	limit = 30 * time.Second
-	// hierarchy is where this kind of machine has cgroup v2.
-	hierarchy = "/sys/fs/cgroup/unified"
-)
+// limit bounds whatever a test waits for.
+const limit = 30 * time.Second
 
 // program is the built daemon.
 var program string
@@ -81,7 +78,7 @@ var addressInLog = regexp.MustCompile(`address=\S*:(\d+)`)
 func boot(t *testing.T, flags ...string) *guest {
 	t.Helper()
 	t.Parallel()
-	g := &guest{t: t, ended: make(chan struct{}), root: filepath.Join(hierarchy, fmt.Sprintf("envd-snapshot-%d-%s", os.Getpid(), t.Name()))}
+	g := &guest{t: t, ended: make(chan struct{}), root: filepath.Join(cgroups.Mount(), fmt.Sprintf("envd-snapshot-%d-%s", os.Getpid(), t.Name()))}
 	if err := os.Mkdir(g.root, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -35,6 +35,7 @@ import (
 	"github.com/wrenn/envd/internal/daemon"
 	"github.com/wrenn/envd/internal/leaktest"
 	"github.com/wrenn/envd/internal/process"
+	"github.com/wrenn/envd/test/cgroups"
 )
 
 const (
@@ -44,7 +45,6 @@ const (
 	// leastCommands by then is a failure.
 	timeLimit     = 4 * time.Minute
 	leastCommands = commands / 2
-	hierarchy     = "/sys/fs/cgroup/unified"
 	// memoryLeft is how much more heap may be in use afterwards, in bytes.
 	memoryLeft = 8 << 20
 )
@@ -90,7 +90,7 @@ func TestTorture(t *testing.T) {
 // cgroupRoot makes a group to be the root of this test's daemon alone.
 func cgroupRoot(t *testing.T) string {
 	t.Helper()
-	dir := filepath.Join(hierarchy, fmt.Sprintf("envd-torture-%d", os.Getpid()))
+	dir := filepath.Join(cgroups.Mount(), fmt.Sprintf("envd-torture-%d", os.Getpid()))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -34,15 +34,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/test/cgroups"
 )
 
-const (
-	// cgroupMount is where this kind of machine has cgroup v2.
-	cgroupMount = "/sys/fs/cgroup/unified"
-	// limit bounds whatever a test waits for. Nothing comes near it unless it
-	// is broken: it is for machines that do much else as well.
-	limit = 2 * time.Minute
-)
+// limit bounds whatever a test waits for. Nothing comes near it unless it is
+// broken: it is for machines that do much else as well.
+const limit = 2 * time.Minute
 
 // daemon is a running daemon. Those that TestMain started have a process.
 type daemon struct {
@@ -108,7 +106,7 @@ func startAll() (stop func() error, err error) {
 		return nil, err
 	}
 	// A group of our own: other daemons may use the same mount.
-	root := filepath.Join(cgroupMount, "envd-wire-"+strconv.Itoa(os.Getpid()))
+	root := filepath.Join(cgroups.Mount(), "envd-wire-"+strconv.Itoa(os.Getpid()))
 	if err := os.Mkdir(root, 0o755); err != nil {
 		return nil, err
 	}

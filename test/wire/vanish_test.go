@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	pb "github.com/wrenn/envd/gen/process"
+	"github.com/wrenn/envd/test/cgroups"
 )
 
 // descriptors counts those that the daemon holds.
@@ -74,7 +75,7 @@ func children(t *testing.T, d *daemon) []string {
 func ownDaemon(t *testing.T) *daemon {
 	t.Helper()
 	ownBinary(t)
-	root := filepath.Join(cgroupMount, "envd-wire-"+strconv.Itoa(os.Getpid())+"-"+t.Name())
+	root := filepath.Join(cgroups.Mount(), "envd-wire-"+strconv.Itoa(os.Getpid())+"-"+t.Name())
 	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
