@@ -112,7 +112,13 @@ func nodeProgram(t *testing.T) string {
 	if err == nil && supported(string(version)) {
 		return path
 	}
-	return filepath.Join(install(t, "node"), "node_modules/.bin/node")
+	// Not .bin/node: npm 9 removes that along with the package for another
+	// architecture, which has a program of the same name.
+	programs, err := filepath.Glob(filepath.Join(install(t, "node"), "node_modules/node-linux-*/bin/node"))
+	if err != nil || len(programs) != 1 {
+		t.Fatalf("programs in what npm installed: %q, %v", programs, err)
+	}
+	return programs[0]
 }
 
 // supported is the SDK's "engines": >=20.18.1 <21 || >=22.

@@ -206,7 +206,7 @@ def main():
             failed += 1
             print(f"not ok {number} - python: {name[5:]}")
             print("  " + traceback.format_exc().replace("\n", "\n  "), flush=True)
-    print(f"1..{len(tests)}")
+    print(f"1..{len(tests)}", flush=True)
     os._exit(failed > 0)
 
 
