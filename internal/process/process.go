@@ -223,9 +223,13 @@ func (p *Process) timeOut() {
 func (p *Process) AwaitTimeout() {
 	limit := time.NewTimer(killLimit + time.Second)
 	defer limit.Stop()
+	gone := p.settled // and the timer with it
+	if p.group == nil {
+		gone = nil // the timer goes on, and so may descendants
+	}
 	select {
 	case <-p.overdue:
-	case <-p.settled: // and has stopped the timer
+	case <-gone:
 	case <-limit.C:
 	}
 }
