@@ -45,6 +45,26 @@ func TestKillTakesTheTree(t *testing.T) {
 	})
 }
 
+// Who was told of a kill finds the process ended. One tag named several: each
+// kill by tag takes another one.
+func TestKillIsOver(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		const many = 20
+		for range many {
+			_, rd := r.start(tagged(spec("sleep", "300"), "same"))
+			defer rd.close()
+		}
+		for left := many; left > 0; left-- {
+			p, err := r.table.ByTag("same")
+			must(t, err)
+			must(t, p.Kill())
+			if running := len(r.table.List(false)); p.Running() || running != left-1 {
+				t.Fatalf("%d run, expected %d", running, left-1)
+			}
+		}
+	})
+}
+
 // A cleared environment hides from the search only with all the rest.
 func TestKillFindsAClearedEnvironment(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig) {

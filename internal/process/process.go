@@ -266,8 +266,23 @@ func (p *Process) isSettled() bool {
 const killLimit = 2 * time.Second
 
 // Kill sends SIGKILL to the whole tree, also when only descendants are left,
-// and returns when it is gone. ErrFinished means that nothing was left.
+// and returns when it is gone and the leader reaped. ErrFinished means that
+// nothing was left.
 func (p *Process) Kill() error {
+	if err := p.killAll(); err != nil {
+		return err
+	}
+	limit := time.NewTimer(killLimit) // a leader that is traced is its tracer's first
+	defer limit.Stop()
+	select {
+	case <-p.exited:
+	case <-limit.C:
+	}
+	return nil
+}
+
+// killAll is Kill but for the reaping.
+func (p *Process) killAll() error {
 	if p.group == nil {
 		// The tree before the leader, whose end would orphan its children.
 		killed, err := killTree(p.tree())
