@@ -27,6 +27,10 @@ var ErrUnknown = errors.New("process not found")
 // ErrClosed is returned for a start while the table is being closed.
 var ErrClosed = errors.New("shutting down")
 
+// maxStarting bounds the starts under way. One forks at a time (see package
+// reap): the others wait without descriptors, and do not hold a snapshot up.
+const maxStarting = 16
+
 // Config holds the limits of a table.
 type Config struct {
 	// Window is how much output is kept of each process, in bytes.
@@ -67,6 +71,7 @@ type Table struct {
 	budget *Budget
 	poller *poller
 	id     func() string  // random; makes marks unique among daemons
+	turns  chan struct{}  // an element for each start under way
 	starts sync.WaitGroup // that Close did not refuse
 	wg     sync.WaitGroup // the poller and timers
 
@@ -101,6 +106,7 @@ func OpenTable(cfg Config, reaper *reap.Reaper, groups Groups) (*Table, error) {
 		budget: newBudget(cfg.Total),
 		poller: poller,
 		id:     sync.OnceValue(rand.Text),
+		turns:  make(chan struct{}, maxStarting),
 		all:    make(map[uint64]*Process),
 		pids:   make(map[int]*Process),
 		tags:   make(map[string][]*Process),
@@ -139,6 +145,8 @@ func (t *Table) start(spec *Spec) (*Process, *Cursor, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	t.turns <- struct{}{}
+	defer func() { <-t.turns }()
 	if t.cfg.Gate != nil {
 		leave, err := t.cfg.Gate.Enter()
 		if err != nil {

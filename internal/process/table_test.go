@@ -364,6 +364,59 @@ func TestCloseDuringAStart(t *testing.T) {
 	})
 }
 
+// crowd is a gate that lets nobody through until it is open, and counts.
+type crowd struct {
+	open chan struct{}
+
+	mu       sync.Mutex
+	in, most int // guarded by mu
+}
+
+func (c *crowd) Enter() (leave func(), err error) {
+	c.add(1)
+	<-c.open
+	return func() { c.add(-1) }, nil
+}
+
+func (c *crowd) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.in += n
+	c.most = max(c.most, c.in)
+}
+
+func (c *crowd) count() (in, most int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.in, c.most
+}
+
+// However many starts there are at once, a snapshot has to wait for few of
+// them, and few hold descriptors. All succeed in the end.
+func TestStartsTakeTurns(t *testing.T) {
+	gate := &crowd{open: make(chan struct{})}
+	cfg := DefaultConfig()
+	cfg.Gate = gate
+	r := newRig(t, cfg, true)
+	const many = 10 * maxStarting
+	var wg sync.WaitGroup
+	for range many {
+		wg.Go(func() {
+			_, rd := r.start(spec("true"))
+			defer rd.close()
+			_, exit := rd.all()
+			wantExit(t, exit, "exit status 0")
+		})
+	}
+	eventually(t, "the gate to be crowded", func() bool { in, _ := gate.count(); return in == maxStarting })
+	time.Sleep(20 * time.Millisecond) // the others come as far as they do
+	close(gate.open)
+	wg.Wait()
+	if _, most := gate.count(); most > maxStarting {
+		t.Errorf("%d starts at once", most)
+	}
+}
+
 // The marks of two daemons differ, also when one memory image became both: they
 // are drawn from the system, when they are first needed.
 func TestMarksDiffer(t *testing.T) {
