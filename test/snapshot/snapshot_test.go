@@ -468,7 +468,7 @@ func run(ctx context.Context, p *peer, line string) error {
 // lostConnection tells whether a call failed with its connection: it was idle
 // when the guest was prepared, and the request crossed its end.
 func lostConnection(err error) bool {
-	for _, text := range []string{"EOF", "connection reset", "broken pipe", "use of closed", "client connection", "server sent GOAWAY", "server closed idle connection"} {
+	for _, text := range []string{"EOF", "connection reset", "broken pipe", "use of closed", "client connection", "client conn could not be established", "server sent GOAWAY", "server closed idle connection"} {
 		if strings.Contains(err.Error(), text) {
 			return true
 		}
