@@ -11,6 +11,7 @@ package script
 import (
 	"bufio"
 	"bytes"
+	"debug/elf"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,7 +76,7 @@ func TestScripts(t *testing.T) {
 
 // The README's first command, in the two parts that a session runs it in.
 const (
-	readmeBuild = "go build -o bin/ ./cmd/..."
+	readmeBuild = "CGO_ENABLED=0 go build -o bin/ ./cmd/..."
 	readmeRun   = "bin/envd --isnotfc"
 )
 
@@ -87,6 +89,23 @@ func TestReadme(t *testing.T) {
 		t.Errorf("the README does not begin with the command that this test runs:%s", want)
 	}
 	isolated(t, parseFile(t, "../../README.md", true))
+}
+
+// TestReadmeBuildIsStatic holds the README to its word: with a C compiler on the
+// machine, a plain go build takes the machine's libc.
+func TestReadmeBuildIsStatic(t *testing.T) {
+	dir := t.TempDir()
+	buildInto(t, dir)
+	for _, name := range []string{"envd", "envdctl"} {
+		program, err := elf.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer program.Close()
+		if slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+			t.Errorf("%s asks for a loader, and so for a libc", name)
+		}
+	}
 }
 
 // isolated runs the session in a new network namespace: by this test binary
