@@ -91,11 +91,18 @@ func TestReadme(t *testing.T) {
 	isolated(t, parseFile(t, "../../README.md", true))
 }
 
-// TestReadmeBuildIsStatic holds the README to its word: with a C compiler on the
-// machine, a plain go build takes the machine's libc.
-func TestReadmeBuildIsStatic(t *testing.T) {
+// TestReadmeBuild holds the README to its word about what it builds.
+func TestReadmeBuild(t *testing.T) {
 	dir := t.TempDir()
 	buildInto(t, dir)
+	t.Run("static", func(t *testing.T) { checkStatic(t, dir) })
+	t.Run("flags", func(t *testing.T) { checkFlags(t, dir) })
+}
+
+// checkStatic finds a build that takes the machine's libc, as a plain go build
+// does where there is a C compiler.
+func checkStatic(t *testing.T, dir string) {
+	t.Helper()
 	for _, name := range []string{"envd", "envdctl"} {
 		program, err := elf.Open(filepath.Join(dir, name))
 		if err != nil {
@@ -106,6 +113,36 @@ func TestReadmeBuildIsStatic(t *testing.T) {
 			t.Errorf("%s asks for a loader, and so for a libc", name)
 		}
 	}
+}
+
+// checkFlags holds the README's table of flags against the daemon's own list.
+func checkFlags(t *testing.T, dir string) {
+	t.Helper()
+	help, err := exec.CommandContext(t.Context(), filepath.Join(dir, "envd"), "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(readme), "\n## Flags\n")
+	table, _, _ = strings.Cut(table, "\n## ")
+	has := names(`(?m)^  -([a-z-]+)`, string(help))
+	told := names("`--([a-z-]+)[^`]*`", strings.Join(regexp.MustCompile(`(?m)^\|[^|]*\|`).FindAllString(table, -1), "\n"))
+	if len(has) < 10 || !slices.Equal(has, told) {
+		t.Errorf("flags of the daemon:\n%q\nin the README:\n%q", has, told)
+	}
+}
+
+// names are what the group of pattern matches in text, in order of the alphabet.
+func names(pattern, text string) []string {
+	var found []string
+	for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+		found = append(found, m[1])
+	}
+	slices.Sort(found)
+	return found
 }
 
 // isolated runs the session in a new network namespace: by this test binary
