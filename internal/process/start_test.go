@@ -145,6 +145,36 @@ func TestStartTooManyProcesses(t *testing.T) {
 	})
 }
 
+// Whatever a start finds no descriptor for, that is what it says, and nothing
+// stays open.
+func TestStartTooManyDescriptors(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		_, rd := r.start(spec("true")) // what is opened once is open
+		rd.all()
+		rd.close()
+		var before unix.Rlimit
+		must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &before))
+		defer func() { must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &before)) }()
+		failed := 0
+		for limit := uint64(3); ; limit++ {
+			must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: before.Max}))
+			p, c, err := r.table.Start(spec("true"))
+			if err == nil {
+				c.Close()
+				wait(t, "the end", p.exited)
+				break
+			}
+			if se, ok := errors.AsType[*StartError](err); !ok || se.Kind != Exhausted {
+				t.Errorf("limit %d: %v", limit, err)
+			}
+			failed++
+		}
+		if failed < 10 {
+			t.Errorf("%d starts failed", failed)
+		}
+	})
+}
+
 // A PATH entry that the user may not enter does not hide the ones after it.
 func TestStartSkipsForbiddenPath(t *testing.T) {
 	dir := tempDir(t)

@@ -159,7 +159,8 @@ func (s *Spec) startError(path string, err error) error {
 		kind, text = Invalid, "argument list and environment too long"
 	case errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EINVAL):
 		kind = Invalid
-	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
+		errors.Is(err, unix.EBADF): // of dup3(2), in the child, for a number past the limit
 		kind, text = Exhausted, "too many processes, or out of memory, to start "+path
 	case errors.Is(err, unix.ETXTBSY):
 		kind, text = Unmet, fmt.Sprintf("program is being written: %s", path)
