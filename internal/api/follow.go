@@ -119,7 +119,7 @@ func (f *follower) sendHeld(out *batch, b *process.Batch) error {
 // meanwhile.
 func (f *follower) await(ctx context.Context) error {
 	if ctx.Err() != nil {
-		return f.ended(context.Cause(ctx))
+		return f.ended(ctx)
 	}
 	select {
 	case <-f.cursor.Ready():
@@ -145,16 +145,23 @@ func (f *follower) await(ctx context.Context) error {
 			f.sent = time.Now()
 			f.quiet.Reset(f.keepalive)
 		case <-ctx.Done():
-			return f.ended(context.Cause(ctx))
+			return f.ended(ctx)
 		}
 	}
 }
 
-// ended is how the stream ends with its context. After a restore it can be
-// continued, elsewhere, behind the last byte that was sent.
-func (f *follower) ended(cause error) error {
-	if errors.Is(cause, snapshot.ErrRestored) {
+// ended is how the stream ends with its context, or nil if it goes on. After a
+// restore it can be continued, elsewhere, behind the last byte that was sent.
+// When the daemon ends, which gives requests a moment, all that is left of a
+// process that has ended is there to be sent.
+func (f *follower) ended(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	switch {
+	case errors.Is(cause, snapshot.ErrRestored):
 		return aborted(cause, f.cursor.Offset())
+	case errors.Is(cause, process.ErrClosed) && f.p.Exit() != nil:
+		<-f.cursor.Ready() // rung with the end, and while there is more
+		return nil
 	}
 	return cause
 }

@@ -3,6 +3,8 @@ package wire
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -103,6 +105,40 @@ func TestShutdown(t *testing.T) {
 				t.Errorf("%v\n%s", err, d.log)
 			}
 		})
+	}
+}
+
+// TestShutdownWaitsForReaders checks that a reader that is behind when the
+// daemon is told to end gets all output of a command that has ended, and its
+// end.
+func TestShutdownWaitsForReaders(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	d := &daemon{name: "behind"}
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	c := &call{t: t, d: d, kind: "raw", caller: &rawCaller{addr: d.addr(), readBuffer: 32 << 10}}
+	// More than is under way with so small a buffer, and within the window.
+	const size = 900_000
+	f := c.start(bounded(t), sh(fmt.Sprintf("head -c %d /dev/zero; exit 3", size)))
+	for ctx := bounded(t); len(c.list(ctx, false)) > 0; {
+		time.Sleep(5 * time.Millisecond)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- d.stop() }()
+	for { // until it refuses: then it has told requests to end
+		other, err := net.Dial("tcp", d.addr())
+		if err != nil {
+			break
+		}
+		_ = other.Close()
+	}
+	if f.exit(3); len(f.stdout) != size {
+		t.Errorf("%d bytes", len(f.stdout))
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("%v\n%s", err, d.log)
 	}
 }
 

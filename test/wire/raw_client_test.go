@@ -28,7 +28,8 @@ const (
 // rawCaller is Connect with JSON over HTTP/1.1 written out, one connection per
 // call, with the headers that the published SDK sends.
 type rawCaller struct {
-	addr string
+	addr       string
+	readBuffer int // in bytes; 0 is the system's
 }
 
 // head is the request line and headers; what describes the body follows.
@@ -56,6 +57,12 @@ func (c *rawCaller) dial(ctx context.Context) (net.Conn, func(), error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", c.addr)
 	if err != nil {
 		return nil, nil, err
+	}
+	if c.readBuffer > 0 {
+		if err := conn.(*net.TCPConn).SetReadBuffer(c.readBuffer); err != nil {
+			_ = conn.Close()
+			return nil, nil, err
+		}
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	return conn, func() { stop(); _ = conn.Close() }, nil
