@@ -412,8 +412,11 @@ func (p *Process) Resize(size Size) error {
 		return ErrFinished
 	}
 	file, err := in.open()
-	if err != nil {
+	if err == nil {
+		err = resize(file, size)
+	}
+	if errors.Is(err, ErrStdinClosed) || errors.Is(err, os.ErrClosed) {
 		return ErrFinished
 	}
-	return resize(file, size)
+	return err
 }

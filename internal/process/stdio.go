@@ -1,7 +1,6 @@
 package process
 
 import (
-	"errors"
 	"fmt"
 	"os"
 
@@ -68,8 +67,13 @@ func resize(master *os.File, size Size) error {
 	if err != nil {
 		return fmt.Errorf("resize terminal: %w", err)
 	}
-	ctlErr := conn.Control(func(fd uintptr) { err = linux.SetTTYSize(fd, size.Cols, size.Rows) })
-	return errors.Join(ctlErr, err)
+	if conn.Control(func(fd uintptr) { err = linux.SetTTYSize(fd, size.Cols, size.Rows) }) != nil {
+		err = os.ErrClosed // Control fails for nothing else, and does not say it so
+	}
+	if err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	return nil
 }
 
 // takeTTY takes the child's side of the terminal over. As long as we have it

@@ -34,6 +34,18 @@ func TestTerminalSize(t *testing.T) {
 	})
 }
 
+// A terminal that is closed under a change of size is that of a process that
+// has ended.
+func TestResizeMeetsTheEnd(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig) {
+		p, rd := r.start(onTerminal(spec("sleep", "300")))
+		defer rd.close()
+		p.pumps[0].end()
+		wantError(t, p.Resize(Size{1, 1}), ErrFinished)
+		must(t, p.Kill())
+	})
+}
+
 // The terminal is the session's controlling one, and its user's.
 func TestTerminalControls(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig) {
