@@ -65,13 +65,6 @@ func (v *View) Remove(path string) error {
 		return err
 	}
 	return v.doNamed(func() error {
-		// RemoveAll works relative to descriptors of the directories.
-		err := os.RemoveAll(path)
-		if errors.Is(err, unix.ENOTDIR) {
-			if _, err := os.Lstat(path); errors.Is(err, unix.ENOTDIR) {
-				return nil // below a file there is nothing
-			}
-		}
-		return failed("remove", path, err)
+		return failed("remove", path, removeTree(place{unix.AT_FDCWD, path}, path))
 	}, path)
 }

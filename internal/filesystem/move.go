@@ -58,8 +58,8 @@ func (v *View) moveAcross(source, destination string) error {
 		err = unix.Rename(temp, destination)
 	}
 	if err != nil {
-		_ = os.RemoveAll(temp)
+		_ = removeTree(place{unix.AT_FDCWD, temp}, temp)
 		return err
 	}
-	return os.RemoveAll(source)
+	return removeTree(place{unix.AT_FDCWD, source}, source)
 }

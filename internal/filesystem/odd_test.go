@@ -34,28 +34,11 @@ func TestEveryKindOfEntry(t *testing.T) {
 	})
 }
 
-// deepTree makes directories "d" inside each other, far deeper than a path can
-// say, and a file at the bottom.
-func deepTree(t *testing.T, dir string, u User) {
-	t.Helper()
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	must(t, err)
-	for range 3000 {
-		must(t, unix.Mkdirat(fd, "d", 0o755))
-		must(t, unix.Fchownat(fd, "d", int(u.UID), int(u.GID), 0))
-		next, err := unix.Openat(fd, "d", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		must(t, err)
-		must(t, unix.Close(fd))
-		fd = next
-	}
-	must(t, unix.Close(fd))
-}
-
 // TestTreeDeeperThanPaths: what no path can name is not listed, and neither
 // packed nor copied in part.
 func TestTreeDeeperThanPaths(t *testing.T) {
 	modes(t, func(t *testing.T, v *View, dir string) {
-		deepTree(t, dir, alice)
+		chain(t, dir, 3000, alice, func(int) bool { return false })
 		entries, err := list(v, "", 1<<31)
 		must(t, err)
 		if last := entries[len(entries)-1]; len(last.Path) < pathMax-2 || len(last.Path) > pathMax+2 {
