@@ -43,15 +43,15 @@ func (f filesystem) countsLinks() bool {
 	return f == unix.EXT4_SUPER_MAGIC || f == unix.TMPFS_MAGIC
 }
 
-// openAt is openat, close-on-exec, for paths of any length.
-func openAt(at int, path string, flags int) (int, error) {
+// openLong is openAt for paths of any length.
+func (o *Options) openLong(at int, path string, flags int) (int, error) {
 	base := at
 	for len(path) >= unix.PathMax {
 		cut := strings.LastIndexByte(path[:unix.PathMax-1], '/')
 		if cut <= 0 {
 			break
 		}
-		next, err := open1(base, path[:cut], unix.O_PATH|unix.O_DIRECTORY)
+		next, err := o.openAt(base, path[:cut], unix.O_PATH|unix.O_DIRECTORY)
 		if base != at {
 			_ = unix.Close(base)
 		}
@@ -60,20 +60,11 @@ func openAt(at int, path string, flags int) (int, error) {
 		}
 		base, path = next, path[cut+1:]
 	}
-	fd, err := open1(base, path, flags)
+	fd, err := o.openAt(base, path, flags)
 	if base != at {
 		_ = unix.Close(base)
 	}
 	return fd, err
-}
-
-func open1(at int, path string, flags int) (int, error) {
-	for {
-		fd, err := unix.Openat(at, path, flags|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
 }
 
 // gone matches the errors of a path that leads to no directory any more.

@@ -72,7 +72,7 @@ func (w *Watcher) reach(s slot, announce bool) bool {
 // openNode opens a known directory by its path, -1 when the path leads
 // elsewhere. If even the root's does, then nothing made later can be found.
 func (w *Watcher) openNode(n *node) int {
-	fd, err := openAt(unix.AT_FDCWD, join(w.where, n.path()), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	fd, err := w.opts.openLong(unix.AT_FDCWD, join(w.where, n.path()), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err == nil {
 		var st unix.Stat_t
 		if err = unix.Fstat(fd, &st); err == nil && st.Dev == n.dev && st.Ino == n.ino {
@@ -96,7 +96,7 @@ func (w *Watcher) openNode(n *node) int {
 // enter opens a directory below the descriptor at, which is s.dir, and adopts
 // it. What is gone again, or never was a directory, is left to the events.
 func (w *Watcher) enter(at int, s slot, announce, listing bool) {
-	fd, err := openAt(at, s.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	fd, err := w.opts.openAt(at, s.name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	switch {
 	case err == nil:
 		w.adopt(fd, s, announce, listing)

@@ -327,7 +327,7 @@ func TestFoundTwiceByOneList(t *testing.T) {
 		w.fd = int(fd)
 		w.fill()
 		w.queue = nil
-		at, err := openAt(unix.AT_FDCWD, dir, unix.O_PATH)
+		at, err := new(Options).openLong(unix.AT_FDCWD, dir, unix.O_PATH)
 		must(t, err)
 		defer unix.Close(at)
 		w.scan(func() {

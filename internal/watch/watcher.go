@@ -26,6 +26,17 @@ type Options struct {
 	// returns its error or one of its own: to open them as a user. Nil just
 	// runs it.
 	Do func(fn func() error) error
+	// OpenAt opens what exists at a path relative to a directory, or to the
+	// working directory for unix.AT_FDCWD, close-on-exec, in Do: to say which
+	// links may be followed. Its errors match the errno. Nil is openat(2).
+	OpenAt func(dirfd int, path string, flags int) (int, error)
+}
+
+func (o *Options) openAt(dirfd int, path string, flags int) (int, error) {
+	if o.OpenAt == nil {
+		return linux.OpenAt(dirfd, path, flags, 0)
+	}
+	return o.OpenAt(dirfd, path, flags)
 }
 
 func (o *Options) do(fn func() error) error {
@@ -125,7 +136,7 @@ func Open(path string, opts Options) (w *Watcher, err error) {
 }
 
 func open(path string, opts Options) (*Watcher, error) {
-	dir, err := openAt(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY)
+	dir, err := opts.openLong(unix.AT_FDCWD, path, unix.O_PATH|unix.O_DIRECTORY)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil, ErrNotFound
@@ -177,7 +188,7 @@ func (w *Watcher) plant(dir int) error {
 			return err
 		}
 	}
-	root, err := openAt(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY)
+	root, err := w.opts.openAt(dir, ".", unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -195,7 +206,7 @@ func (w *Watcher) plant(dir int) error {
 }
 
 func (w *Watcher) watchAbove(dir int) error {
-	up, err := openAt(dir, "..", unix.O_PATH|unix.O_DIRECTORY)
+	up, err := w.opts.openAt(dir, "..", unix.O_PATH|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
