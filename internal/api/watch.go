@@ -38,18 +38,16 @@ type watchRequest interface {
 }
 
 // prepareWatch reads a request. The watch is opened, and follows directories
-// made later, with the reach of the user.
+// made later, with the reach of the user and by the links that its view follows.
 func (s *filesystemService) prepareWatch(ctx context.Context, req watchRequest) (*Watched, watch.Options, error) {
 	view := s.viewOf(ctx)
 	root, err := view.User.Resolve(req.GetPath())
-	if err == nil {
-		err = view.Reach(root)
-	}
 	if err != nil {
 		return nil, watch.Options{}, err
 	}
 	return &Watched{view: view, root: root, entry: req.GetIncludeEntry()}, watch.Options{
-		Recursive: req.GetRecursive(), AllowNetwork: req.GetAllowNetworkMounts(), Do: view.Do,
+		Recursive: req.GetRecursive(), AllowNetwork: req.GetAllowNetworkMounts(),
+		Do: view.Do, OpenAt: view.OpenAt,
 	}, nil
 }
 

@@ -80,7 +80,6 @@ func TestAccessThroughProc(t *testing.T) {
 			return err
 		},
 		"compose":  func() error { _, err := v.Compose("all", []string{through(file)}, nil); return err },
-		"reach":    func() error { return v.Reach(through(sub)) },
 		"stat":     func() error { _, err := v.Stat(through(sub) + "/x"); return err },
 		"make":     func() error { _, err := v.MakeDir(through(sub) + "/new/dir"); return err },
 		"remove":   func() error { return v.Remove(through(sub) + "/x") },

@@ -3,7 +3,6 @@ package filesystem
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,7 +36,7 @@ func (v *View) Compose(destination string, sources []string, m Metadata) (e Entr
 }
 
 func (v *View) compose(destination string, sources []string, m Metadata) (Entry, error) {
-	total, err := composedSize(destination, sources)
+	total, err := v.composedSize(destination, sources)
 	if err != nil {
 		return Entry{}, err
 	}
@@ -58,26 +57,35 @@ func (v *View) compose(destination string, sources []string, m Metadata) (Entry,
 		return Entry{}, err
 	}
 	for _, source := range sources {
-		if err := os.Remove(source); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := v.unlink(source); err != nil && !errors.Is(err, unix.ENOENT) {
 			return Entry{}, failed("remove composed source", source, err)
 		}
 	}
 	return e, nil
 }
 
+// unlink removes the file, or the link, at path.
+func (v *View) unlink(path string) error {
+	p, err := v.locate(path)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	return unlinkAt(p.dir, p.name, 0)
+}
+
 // composedSize checks all sources before any is read, and adds them up.
-func composedSize(destination string, sources []string) (total int64, err error) {
-	var dst unix.Stat_t
-	exists := unix.Stat(destination, &dst) == nil
+func (v *View) composedSize(destination string, sources []string) (total int64, err error) {
+	dst, missing := v.stat(destination)
 	for _, source := range sources {
-		var st unix.Stat_t
-		if err := unix.Stat(source, &st); err != nil {
+		st, err := v.stat(source)
+		if err != nil {
 			return 0, failed("compose from", source, err)
 		}
 		if err := checkRegular(st.Mode); err != nil {
 			return 0, failed("compose from", source, err)
 		}
-		if source == destination || exists && st.Dev == dst.Dev && st.Ino == dst.Ino {
+		if source == destination || missing == nil && st.Dev == dst.Dev && st.Ino == dst.Ino {
 			return 0, failed("compose from", source, fmt.Errorf("%w: source is the destination", ErrInvalid))
 		}
 		total += st.Size

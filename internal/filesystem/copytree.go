@@ -5,27 +5,16 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/linux"
 )
 
-// copyTree copies what is at source to the new name destination.
-func (v *View) copyTree(source, destination string) error {
-	from, err := v.open(filepath.Dir(source), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(from)
-	to, err := v.open(filepath.Dir(destination), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(to)
-	c := treeCopy{to: to, root: filepath.Base(destination), made: make(map[inode]string), lenient: v.limited()}
-	return c.copy(from, filepath.Base(source), to, c.root, c.root)
+// copyTree copies what is at from to the new name to.
+func (v *View) copyTree(from, to place) error {
+	c := treeCopy{to: to.dir, made: make(map[inode]string), lenient: v.limited()}
+	return c.copy(from.dir, from.name, to.dir, to.name, to.name)
 }
 
 // inode identifies a file on this machine.
@@ -33,8 +22,7 @@ type inode struct{ dev, ino uint64 }
 
 // treeCopy copies a tree that may have several names for one file.
 type treeCopy struct {
-	to   int    // directory that the copy is made in
-	root string // and its name there
+	to int // directory that the copy is made in
 
 	// made are the files with several names that are copied, as paths in to.
 	made map[inode]string

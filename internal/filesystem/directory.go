@@ -2,9 +2,6 @@ package filesystem
 
 import (
 	"errors"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,40 +17,33 @@ func (v *View) MakeDir(path string) (e Entry, err error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	err = v.doNamed(func() error {
-		if err := v.makeParents(path); err != nil {
+	err = v.Do(func() error {
+		p, err := v.pinNewPlace(path)
+		if err != nil {
 			return err
 		}
-		err := v.owned(func() error { return os.Mkdir(path, newDirMode) })
-		if err != nil {
-			return failed("make directory", path, inTheWay(path, err))
+		defer p.close()
+		if err := v.owned(p.makeDir); err != nil {
+			return failed("make directory", path, v.inTheWay(p, err))
 		}
-		e, err = v.Stat(path)
-		return err
-	}, path)
+		e, err = v.describer().entry(p.dir, p.name, path)
+		return failed("stat", path, err)
+	})
 	return e, err
 }
 
-// inTheWay is err of making the directory path, or ErrNotDirectory if a file
-// is what stopped it.
-func inTheWay(path string, err error) error {
-	if !errors.Is(err, fs.ErrExist) {
+// inTheWay is err of making the directory p, or ErrNotDirectory if a file is
+// what stopped it.
+func (v *View) inTheWay(p place, err error) error {
+	if !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	if st, statErr := os.Stat(path); statErr == nil && st.IsDir() {
-		return err
+	fd, openErr := v.openAt(p.dir, p.name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if openErr != nil {
+		return ErrNotDirectory
 	}
-	return ErrNotDirectory
-}
-
-// makeParents makes the missing directories above path, owned by the user.
-func (v *View) makeParents(path string) error {
-	dir := filepath.Dir(path)
-	if st, err := os.Stat(dir); err == nil && st.IsDir() {
-		return nil
-	}
-	err := v.owned(func() error { return os.MkdirAll(dir, newDirMode) })
-	return failed("make directory", dir, err)
+	_ = unix.Close(fd)
+	return err
 }
 
 // Remove removes what is at path, with everything below a directory. Links are
@@ -64,7 +54,15 @@ func (v *View) Remove(path string) error {
 	if err != nil {
 		return err
 	}
-	return v.doNamed(func() error {
-		return failed("remove", path, removeTree(place{unix.AT_FDCWD, path}, path))
-	}, path)
+	return v.Do(func() error {
+		p, err := v.locate(path)
+		if errors.Is(belowFile(err), unix.ENOENT) {
+			return nil // below a file there is nothing
+		}
+		if err != nil {
+			return failed("remove", path, err)
+		}
+		defer p.close()
+		return failed("remove", path, removeTree(p, path))
+	})
 }

@@ -19,8 +19,13 @@
 //
 // A name can change its meaning between two system calls. So a file is pinned
 // with O_PATH, looked at, and opened through its descriptor: FIFOs and devices
-// are refused without being opened. Trees are walked relative to descriptors
-// of their directories. An archive is unpacked with openat2 and RESOLVE_BENEATH.
+// are refused without being opened. What can only be named is named in a pinned
+// directory (place). In a Confined view every path is walked by openat2 with
+// RESOLVE_NO_MAGICLINKS, never by a call that follows more: the kernel would let
+// the daemon's threads through links of /proc to what the daemon has open. Trees
+// are walked relative to descriptors of their directories. An archive is unpacked
+// with RESOLVE_BENEATH.
+//
 // Where data must appear whole it is written beside its target, under a name that
 // starts with ".envd-", and renamed; a daemon that is killed leaves such a name.
 //

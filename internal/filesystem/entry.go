@@ -56,24 +56,28 @@ func (v *View) Stat(path string) (e Entry, err error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	err = v.doNamed(func() error {
-		e, err = v.describer().entry(unix.AT_FDCWD, path, path)
+	err = v.Do(func() error {
+		p, err := v.locate(path)
+		if err == nil {
+			defer p.close()
+			e, err = v.describer().entry(p.dir, p.name, path)
+		}
 		return failed("stat", path, belowFile(err))
-	}, path)
+	})
 	return e, err
 }
 
 // describer makes entries and remembers the owners it has met. It serves one
 // operation.
 type describer struct {
-	names         Names
+	view          *View
 	users, groups map[uint32]string
 	own, target   linux.Xattrs
 }
 
 func (v *View) describer() *describer {
 	return &describer{
-		names:  v.Names,
+		view:   v,
 		users:  make(map[uint32]string),
 		groups: make(map[uint32]string),
 		target: linux.Xattrs{Follow: true},
@@ -108,16 +112,17 @@ func (d *describer) fromStat(path string, st *unix.Stat_t) Entry {
 		Mode:    fileMode(st.Mode),
 		Size:    st.Size,
 		ModTime: time.Unix(st.Mtim.Unix()),
-		Owner:   owner(d.users, st.Uid, d.names, Names.UserName),
-		Group:   owner(d.groups, st.Gid, d.names, Names.GroupName),
+		Owner:   owner(d.users, st.Uid, d.view.Names, Names.UserName),
+		Group:   owner(d.groups, st.Gid, d.view.Names, Names.GroupName),
 	}
 }
 
-// follow fills in what e, a symbolic link, leads to. The kernel walks the links
-// and tells the path of where it arrived, whatever else moves meanwhile.
+// follow fills in what e, a symbolic link, leads to, if the view follows it. The
+// kernel walks the links and tells the path of where it arrived, whatever else
+// moves meanwhile.
 func (d *describer) follow(e *Entry, dirfd int, name string) {
 	e.Type, e.Perm, e.SymlinkTarget = TypeUnknown, 0, e.Path
-	fd, st, err := pin(dirfd, name, 0)
+	fd, st, err := d.view.pinAt(dirfd, name)
 	if err != nil {
 		return
 	}
@@ -188,19 +193,12 @@ func fileMode(mode uint32) fs.FileMode {
 
 // statAt is lstat of name in the directory dirfd.
 func statAt(dirfd int, name string, st *unix.Stat_t) error {
-	for {
-		err := unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW)
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	return retry(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
 }
 
-// pin holds on to the file name in dirfd, at the end of all links unless flags
-// say O_NOFOLLOW, without opening it: no driver hears of it and no FIFO blocks.
-// The caller closes fd.
-func pin(dirfd int, name string, flags int) (fd int, st unix.Stat_t, err error) {
-	fd, err = linux.OpenAt(dirfd, name, unix.O_PATH|flags, 0)
+// pin is pinAt for the file name in dirfd, where no link is followed.
+func pin(dirfd int, name string) (fd int, st unix.Stat_t, err error) {
+	fd, err = linux.OpenAt(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return -1, st, err
 	}

@@ -2,8 +2,6 @@ package filesystem
 
 import (
 	"errors"
-	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -20,46 +18,60 @@ func (v *View) Move(source, destination string) (e Entry, err error) {
 	if destination, err = v.User.resolveNamed(destination); err != nil {
 		return Entry{}, err
 	}
-	err = v.doNamed(func() error {
-		if err := v.move(source, destination); err != nil {
-			return err
-		}
-		e, err = v.Stat(destination)
+	err = v.Do(func() error {
+		e, err = v.move(source, destination)
 		return err
-	}, source, destination)
+	})
 	return e, err
 }
 
-func (v *View) move(source, destination string) error {
+func (v *View) move(source, destination string) (e Entry, err error) {
+	from, err := v.locate(source)
+	if err != nil {
+		return e, failed("move", source, belowFile(err))
+	}
+	defer from.close()
 	// Before parents are made for nothing.
-	if _, err := os.Lstat(source); err != nil {
-		return failed("move", source, belowFile(err))
+	var st unix.Stat_t
+	if err := statAt(from.dir, from.name, &st); err != nil {
+		return e, failed("move", source, belowFile(err))
 	}
-	if err := v.makeParents(destination); err != nil {
-		return err
+	to, err := v.pinNewPlace(destination)
+	if err != nil {
+		return e, err
 	}
-	err := unix.Rename(source, destination)
+	defer to.close()
+	err = from.rename(to)
 	switch {
 	case errors.Is(err, unix.EXDEV):
-		err = v.moveAcross(source, destination)
+		err = v.moveAcross(from, to, source)
 	case errors.Is(err, unix.EINVAL):
 		err = kindError{ErrInvalid, errors.New("directory would move into itself")}
 	case errors.Is(err, unix.EEXIST):
 		err = unix.ENOTEMPTY // POSIX allows either; one text for both
 	}
-	return failed("move", destination, err)
+	if err != nil {
+		return e, failed("move", destination, err)
+	}
+	e, err = v.describer().entry(to.dir, to.name, destination)
+	return e, failed("stat", destination, err)
 }
 
-// moveAcross is move from one filesystem to another.
-func (v *View) moveAcross(source, destination string) error {
-	temp := filepath.Join(filepath.Dir(destination), tempName())
-	err := v.copyTree(source, temp)
+// rename is rename(2).
+func (p place) rename(to place) error {
+	return retry(func() error { return unix.Renameat(p.dir, p.name, to.dir, to.name) })
+}
+
+// moveAcross moves from one filesystem to another. source is the path of from.
+func (v *View) moveAcross(from, to place, source string) error {
+	temp := place{to.dir, tempName()}
+	err := v.copyTree(from, temp)
 	if err == nil {
-		err = unix.Rename(temp, destination)
+		err = temp.rename(to)
 	}
 	if err != nil {
-		_ = removeTree(place{unix.AT_FDCWD, temp}, temp)
+		_ = removeTree(temp, temp.name)
 		return err
 	}
-	return removeTree(place{unix.AT_FDCWD, source}, source)
+	return removeTree(from, source)
 }

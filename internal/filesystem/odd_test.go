@@ -37,7 +37,9 @@ func TestEveryKindOfEntry(t *testing.T) {
 // TestTreeDeeperThanPaths: what no path can name is not listed, and neither
 // packed nor copied in part.
 func TestTreeDeeperThanPaths(t *testing.T) {
-	modes(t, func(t *testing.T, v *View, dir string) {
+	modes(t, func(t *testing.T, v *View, _ string) {
+		dir := mount(t, "-t", "tmpfs", "none")
+		v.User.Home = dir
 		chain(t, dir, 3000, alice, func(int) bool { return false })
 		entries, err := list(v, "", 1<<31)
 		must(t, err)

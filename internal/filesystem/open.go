@@ -107,7 +107,7 @@ func reopen(fd int, name string, flags int) (*os.File, error) {
 // openRegular opens the regular file name in dirfd for reading; no link is
 // followed. What has taken its place meanwhile is unix.ENOENT, unopened.
 func openRegular(dirfd int, name string) (*os.File, error) {
-	fd, st, err := pin(dirfd, name, unix.O_NOFOLLOW)
+	fd, st, err := pin(dirfd, name)
 	if err != nil {
 		return nil, err
 	}

@@ -176,8 +176,8 @@ func (p *packer) header(path string, st *unix.Stat_t) *tar.Header {
 		Mode:    int64(st.Mode & 0o7777),
 		Uid:     int(st.Uid),
 		Gid:     int(st.Gid),
-		Uname:   owner(p.users, st.Uid, p.names, Names.UserName),
-		Gname:   owner(p.groups, st.Gid, p.names, Names.GroupName),
+		Uname:   owner(p.users, st.Uid, p.view.Names, Names.UserName),
+		Gname:   owner(p.groups, st.Gid, p.view.Names, Names.GroupName),
 		ModTime: time.Unix(st.Mtim.Unix()),
 	}
 }

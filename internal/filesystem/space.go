@@ -29,11 +29,11 @@ func (v *View) roomFor(path string, need int64) error {
 	if need <= 0 {
 		return nil
 	}
-	var st unix.Statfs_t
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
-		err := unix.Statfs(dir, &st)
+		fd, err := v.open(dir, unix.O_PATH, 0)
 		if err == nil {
-			return v.fits(&st, need)
+			defer unix.Close(fd)
+			return v.room(fd, need)
 		}
 		if !errors.Is(err, unix.ENOENT) || dir == "/" {
 			return err

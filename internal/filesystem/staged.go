@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +34,7 @@ func tempName() string { return tempPrefix + rand.Text() }
 // The link at path, if it is one, stays: its target is replaced. A link that
 // leads nowhere is replaced itself.
 func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
+	var p place
 	oldfd, old, err := v.pin(path)
 	switch {
 	case err == nil:
@@ -50,23 +50,22 @@ func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
 		if path, err = pathOf(oldfd); err != nil {
 			return nil, err
 		}
+		if p, err = v.pinPlace(path); err != nil {
+			return nil, err
+		}
 	case errors.Is(err, unix.ENOENT):
 		oldfd = -1
 		if err := v.roomFor(path, need); err != nil {
 			return nil, err
 		}
-		if err := v.makeParents(path); err != nil {
+		if p, err = v.pinNewPlace(path); err != nil {
 			return nil, err
 		}
 	default:
 		return nil, err
 	}
-	dirfd, err := v.open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, err
-	}
-	s := &staged{dirfd: dirfd, temp: tempName(), target: filepath.Base(path)}
-	if err := v.room(dirfd, need); err != nil {
+	s := &staged{dirfd: p.dir, temp: tempName(), target: p.name}
+	if err := v.room(p.dir, need); err != nil {
 		return nil, s.discard(err)
 	}
 	if err := v.owned(s.create); err != nil {

@@ -35,10 +35,7 @@ func (v *View) Unpack(dir string, r io.Reader) error {
 	}
 	return v.Do(func() error {
 		return v.owned(func() error {
-			if err := os.MkdirAll(dir, newDirMode); err != nil {
-				return failed("unpack", dir, err)
-			}
-			root, err := v.open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+			root, err := v.makeDirs(dir)
 			if err != nil {
 				return failed("unpack", dir, err)
 			}

@@ -1,9 +1,7 @@
 package filesystem
 
 import (
-	"errors"
 	"os"
-	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -56,23 +54,52 @@ func (v *View) owned(fn func() error) error {
 	return linux.DoAs(linux.FSIdentity{UID: v.User.UID, GID: v.User.GID, KeepCapabilities: true}, fn)
 }
 
-// open opens a path of the client's. With the user's own reach it follows no
+// openAt opens path relative to dirfd. With the user's own reach it follows no
 // link of /proc to an open file: the kernel lets the daemon's threads through
 // those of the daemon, past directories that keep the user out.
-func (v *View) open(path string, flags int, mode uint32) (int, error) {
+func (v *View) openAt(dirfd int, path string, flags int, mode uint32) (int, error) {
 	if v.limited() {
-		return linux.OpenNoMagic(unix.AT_FDCWD, path, flags, mode)
+		return linux.OpenNoMagic(dirfd, path, flags, mode)
 	}
-	return linux.OpenAt(unix.AT_FDCWD, path, flags, mode)
+	return linux.OpenAt(dirfd, path, flags, mode)
 }
 
-// pin is the function pin for a path of the client's; links are followed.
+// OpenAt opens what exists at path, relative to dirfd, with the rules of the
+// view about links: for a caller that works with descriptors itself, in Do. A
+// link of /proc that a limited view refuses is ErrInvalid.
+func (v *View) OpenAt(dirfd int, path string, flags int) (int, error) {
+	fd, err := v.openAt(dirfd, path, flags, 0)
+	return fd, classify(err)
+}
+
+// open opens a path of the client's.
+func (v *View) open(path string, flags int, mode uint32) (int, error) {
+	return v.openAt(unix.AT_FDCWD, path, flags, mode)
+}
+
+// pin is pinAt for a path of the client's.
 func (v *View) pin(path string) (fd int, st unix.Stat_t, err error) {
-	fd, err = v.open(path, unix.O_PATH, 0)
+	return v.pinAt(unix.AT_FDCWD, path)
+}
+
+// pinAt holds on to what is at path, relative to dirfd and with links followed,
+// without opening it: no driver hears of it and no FIFO blocks. The caller closes
+// fd.
+func (v *View) pinAt(dirfd int, path string) (fd int, st unix.Stat_t, err error) {
+	fd, err = v.openAt(dirfd, path, unix.O_PATH, 0)
 	if err != nil {
 		return -1, st, err
 	}
 	return withStat(fd)
+}
+
+// stat is what is at a path of the client's; links are followed.
+func (v *View) stat(path string) (st unix.Stat_t, err error) {
+	fd, st, err := v.pin(path)
+	if err != nil {
+		return st, err
+	}
+	return st, unix.Close(fd)
 }
 
 // openDir opens the directory at a path of the client's for reading; links are
@@ -83,45 +110,6 @@ func (v *View) openDir(path string) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// doNamed is Do for calls that take names instead of descriptors. In a limited
-// view it refuses paths with a magic link of /proc among their directories, as
-// open does. Who puts one there between this and the call is not seen.
-func (v *View) doNamed(fn func() error, paths ...string) error {
-	return v.Do(func() error {
-		for _, path := range paths {
-			if err := v.checkWay(path); err != nil {
-				return failed("reach", path, err)
-			}
-		}
-		return fn()
-	})
-}
-
-// Reach is ErrInvalid where a limited view refuses the directory at path for a
-// magic link of /proc: for a caller that opens it by its name, in Do.
-func (v *View) Reach(path string) error {
-	return v.Do(func() error { return failed("reach", path, v.checkWay(filepath.Join(path, "entry"))) })
-}
-
-// checkWay looks at the directories of path that are there. What else is wrong
-// with them, the call itself finds out.
-func (v *View) checkWay(path string) error {
-	if !v.limited() {
-		return nil
-	}
-	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
-		fd, err := v.open(dir, unix.O_PATH, 0)
-		switch {
-		case err == nil:
-			return unix.Close(fd)
-		case errors.Is(err, unix.ELOOP):
-			return err
-		case !errors.Is(err, unix.ENOENT) || dir == "/":
-			return nil
-		}
-	}
 }
 
 // limited says whether the user's rights are less than the daemon's.

@@ -233,10 +233,12 @@ func (v *View) createEmpty(path string) (*os.File, error) {
 	const flags = unix.O_WRONLY | unix.O_CREAT
 	fd, err := v.open(path, flags|unix.O_EXCL, newFileMode)
 	if errors.Is(err, unix.ENOENT) {
-		if err := v.makeParents(path); err != nil {
-			return nil, err
+		p, missing := v.pinNewPlace(path)
+		if missing != nil {
+			return nil, missing
 		}
-		fd, err = v.open(path, flags|unix.O_EXCL, newFileMode)
+		defer p.close()
+		fd, err = v.openAt(p.dir, p.name, flags|unix.O_EXCL, newFileMode)
 	}
 	if err == nil {
 		return os.NewFile(uintptr(fd), path), nil
