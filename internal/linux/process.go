@@ -19,10 +19,8 @@ func Subreap() error {
 
 // I/O priority values, from linux/ioprio.h.
 const (
-	ioprioWhoProcess   = 1
-	ioprioBestEffort   = 2
-	ioprioClassShift   = 13
-	ioprioDefaultLevel = 4
+	IOPrioProcess = 1         // who: a process
+	IOPrioDefault = 2<<13 | 4 // class: best effort, of level 4
 )
 
 // NormalThread gives the calling thread what a program expects to inherit:
@@ -37,8 +35,7 @@ func NormalThread() error {
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 0); err != nil {
 		return fmt.Errorf("set nice 0: %w", err)
 	}
-	prio := uintptr(ioprioBestEffort<<ioprioClassShift | ioprioDefaultLevel)
-	if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, prio); errno != 0 {
+	if _, _, errno := unix.RawSyscall(unix.SYS_IOPRIO_SET, IOPrioProcess, 0, IOPrioDefault); errno != 0 {
 		return fmt.Errorf("set I/O priority: %w", errno)
 	}
 	return nil

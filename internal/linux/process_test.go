@@ -69,7 +69,7 @@ func TestNormalThread(t *testing.T) {
 		s.mask = statusMask(t, string(text), "SigBlk")
 		raw, _ := unix.Getpriority(unix.PRIO_PROCESS, 0)
 		s.nice = 20 - raw // getpriority(2): the call itself answers 20-nice
-		prio, _, _ := unix.RawSyscall(unix.SYS_IOPRIO_GET, ioprioWhoProcess, 0, 0)
+		prio, _, _ := unix.RawSyscall(unix.SYS_IOPRIO_GET, IOPrioProcess, 0, 0)
 		s.ioprio = int(prio)
 		return s
 	}
@@ -86,8 +86,8 @@ func TestNormalThread(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		const idle = 3 << ioprioClassShift
-		unix.RawSyscall(unix.SYS_IOPRIO_SET, ioprioWhoProcess, 0, idle)
+		const idle = 3 << 13
+		unix.RawSyscall(unix.SYS_IOPRIO_SET, IOPrioProcess, 0, idle)
 		before = look()
 		if err := NormalThread(); err != nil {
 			t.Error(err)

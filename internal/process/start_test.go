@@ -4,11 +4,15 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/reap"
 )
 
 const nobody = 65534
@@ -276,4 +280,41 @@ func TestStartedProgramSees(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestStuckStart checks a program that the kernel does not get to run for a
+// while, as on a file system whose server is away: others start and end
+// meanwhile, the collector goes on, and it starts once it can.
+func TestStuckStart(t *testing.T) {
+	r := newRig(t, DefaultConfig(), true)
+	p, rd := r.start(spec("true"))
+	file := filepath.Join(filepath.Dir(p.group.Dir().Name()), "cgroup.freeze")
+	_, exit := rd.all()
+	wantExit(t, exit, "exit status 0")
+	freeze := func(on string) { must(t, os.WriteFile(file, []byte(on), 0)) }
+	freeze("1")
+	defer freeze("0")
+	var stuck sync.WaitGroup
+	defer stuck.Wait()
+	stuck.Go(func() {
+		_, rd := r.start(shell("exit 3"))
+		_, exit := rd.all()
+		wantExit(t, exit, "exit status 3")
+	})
+	eventually(t, "the child to be there", func() bool { return children(t) == 1 })
+	runtime.GC()
+	terminal := spec("true")
+	terminal.Terminal = &Size{Cols: 80, Rows: 24}
+	_, rd = r.start(terminal) // in another group
+	_, exit = rd.all()
+	wantExit(t, exit, "exit status 0")
+	freeze("0")
+}
+
+func TestStuckStartError(t *testing.T) {
+	err := spec("true").startError("/mnt/away/true", reap.ErrStuck)
+	e, ok := errors.AsType[*StartError](err)
+	if !ok || e.Kind != Unmet || !strings.Contains(err.Error(), "/mnt/away/true does not get to run") {
+		t.Errorf("%v", err)
+	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/reap"
 )
 
 // StartKind classifies why a program did not start.
@@ -162,6 +164,8 @@ func (s *Spec) startError(path string, err error) error {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ENOMEM), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE),
 		errors.Is(err, unix.EBADF): // of dup3(2), in the child, for a number past the limit
 		kind, text = Exhausted, "too many processes, or out of memory, to start "+path
+	case errors.Is(err, reap.ErrStuck):
+		kind, text = Unmet, fmt.Sprintf("%s does not get to run: its file system does not answer, or its cgroup is frozen", path)
 	case errors.Is(err, unix.ETXTBSY):
 		kind, text = Unmet, fmt.Sprintf("program is being written: %s", path)
 	}

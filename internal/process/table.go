@@ -27,8 +27,8 @@ var ErrUnknown = errors.New("process not found")
 // ErrClosed is returned for a start while the table is being closed.
 var ErrClosed = errors.New("shutting down")
 
-// maxStarting bounds the starts under way. One forks at a time (see package
-// reap): the others wait without descriptors, and do not hold a snapshot up.
+// maxStarting bounds the starts under way: the others wait without descriptors,
+// and do not hold a snapshot up.
 const maxStarting = 16
 
 // Config holds the limits of a table.

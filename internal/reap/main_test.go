@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -42,6 +43,10 @@ func TestMain(m *testing.M) {
 		os.Exit(blockingMain())
 	case "dispositions":
 		os.Exit(dispositionsMain())
+	case "limit", "limit by forkexec":
+		os.Exit(limitMain(part != "limit"))
+	case "without clone3":
+		os.Exit(withoutClone3Main())
 	default:
 		fmt.Fprintln(os.Stderr, "unknown helper", part)
 		os.Exit(2)
@@ -75,24 +80,30 @@ func dispositionsMain() int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	return daemonMain(func(r *Reaper) int {
+		c, err := r.Start(Command{
+			Path: "/bin/cat", Args: []string{"cat", "/proc/self/status"}, Dir: "/",
+			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return c.Status().Wait.ExitStatus()
+	})
+}
+
+// daemonMain runs f with a reaper, for its exit code.
+func daemonMain(f func(*Reaper) int) int {
 	r, err := Open()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = r.Run(ctx) })
-	c, err := r.Start(Command{
-		Path: "/bin/cat", Args: []string{"cat", "/proc/self/status"}, Dir: "/",
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-	})
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	code := c.Status().Wait.ExitStatus()
+	code := f(r)
 	cancel()
 	wg.Wait()
 	if err := r.Close(); err != nil {
@@ -210,4 +221,67 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// limitMain is a daemon that prints its limit on open files, and then has a child
+// print its own.
+func limitMain(old bool) int {
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(own.Cur)
+	return daemonMain(func(r *Reaper) int {
+		r.old.Store(old)
+		c, err := r.Start(Command{
+			Path: "/bin/sh", Args: []string{"sh", "-c", "ulimit -S -n; ulimit -H -n"}, Dir: "/",
+			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return c.Status().Wait.ExitStatus()
+	})
+}
+
+// withoutClone3Main is a daemon whose kernel refuses clone3.
+func withoutClone3Main() int {
+	if err := refuseClone3(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return daemonMain(func(r *Reaper) int {
+		c, err := r.Start(Command{
+			Path: "/bin/sh", Args: []string{"sh", "-c", "exit 7"}, Dir: "/",
+			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		})
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		fmt.Print(c.Status().Wait.ExitStatus(), r.old.Load())
+		return 0
+	})
+}
+
+// refuseClone3 has the kernel answer ENOSYS, as a container's does.
+func refuseClone3() error {
+	const clone3 = 435
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the call
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: clone3, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }

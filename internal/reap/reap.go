@@ -2,11 +2,11 @@
 // of the daemon that forks and the only code that waits.
 //
 // One Reaper lives as long as the daemon, as PID 1 or as a child subreaper, so
-// every orphan below the daemon ends up here as well. One lock covers "fork and
-// register" and "wait and report": a pid that wait4 returns is therefore either
-// registered already or an orphan's, a child that exits at once is never
-// mistaken, and a pid cannot be reused between the two. The lock costs nothing
-// in parallelism, since the standard library forks under a lock of its own.
+// every orphan below the daemon ends up here as well. A child is registered before
+// it is made, and the kernel itself enters its pid before it runs: a pid that has
+// ended is therefore either registered or an orphan's, and a child that exits at
+// once is never mistaken. Who has ended is settled before it is reaped, so that
+// its pid cannot be another's by then. No lock is held while a child is made.
 //
 // The package does not know what a command is: output, tags, deadlines and
 // trees belong to package process.
@@ -35,11 +35,14 @@ var ErrFinished = errors.New("child has finished")
 type Reaper struct {
 	doorbell chan os.Signal // SIGCHLD; says look, not how many
 
-	orphans atomic.Uint64
+	orphans  atomic.Uint64
+	old      atomic.Bool   // the kernel has no clone3(2)
+	patience time.Duration // execLimit
 
-	mu       sync.Mutex     // held while forking and while waiting
-	score    *score         // guarded by mu; nil before the first start, see Start
-	children map[int]*Child // guarded by mu; by pid, until reaped
+	mu       sync.Mutex          // held while waiting
+	births   map[*birth]struct{} // guarded by mu; children on the way, until reaped
+	children map[int]*Child      // guarded by mu; by pid, until reaped
+	score    *score              // guarded by mu; nil before the first forkExec
 }
 
 // opened guards against a second waiter, which would steal the first one's
@@ -60,6 +63,8 @@ func Open() (*Reaper, error) {
 	}
 	r := &Reaper{
 		doorbell: make(chan os.Signal, 1),
+		patience: execLimit,
+		births:   make(map[*birth]struct{}),
 		children: make(map[int]*Child),
 	}
 	return r, nil
@@ -106,30 +111,52 @@ func (r *Reaper) collect() (after []func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
-		var ws unix.WaitStatus
-		var ru unix.Rusage
-		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, &ru)
+		pid, err := linux.Exited()
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil || pid == 0: // no children, or none that has exited
 			return after
-		case !ws.Exited() && !ws.Signaled():
-			continue
 		}
-		c, ok := r.children[pid]
-		if !ok {
-			r.orphans.Add(1)
-			continue
-		}
-		delete(r.children, pid)
-		if f := c.finish(Status{
-			Wait:    ws,
-			User:    time.Duration(ru.Utime.Nano()),
-			System:  time.Duration(ru.Stime.Nano()),
-			PeakRSS: ru.Maxrss << 10, // getrusage(2): KiB
-		}); f != nil {
+		if f := r.reap(pid, r.whose(pid)); f != nil {
 			after = append(after, f)
 		}
 	}
+}
+
+// reap reaps a child that has ended or is about to, or an orphan, when c is nil.
+// It answers what the child's owner wants called. The caller holds mu.
+func (r *Reaper) reap(pid int, c *Child) (afterExit func()) {
+	var ws unix.WaitStatus
+	var ru unix.Rusage
+	_, err := unix.Wait4(pid, &ws, 0, &ru)
+	for errors.Is(err, unix.EINTR) {
+		_, err = unix.Wait4(pid, &ws, 0, &ru)
+	}
+	if c == nil {
+		r.orphans.Add(1)
+		return nil
+	}
+	return c.finish(Status{
+		Wait:    ws,
+		User:    time.Duration(ru.Utime.Nano()),
+		System:  time.Duration(ru.Stime.Nano()),
+		PeakRSS: ru.Maxrss << 10, // getrusage(2): KiB
+	})
+}
+
+// whose is the child with that pid, which has ended, and nil for an orphan. It is
+// no longer registered. The caller holds mu.
+func (r *Reaper) whose(pid int) *Child {
+	if c, ok := r.children[pid]; ok {
+		delete(r.children, pid)
+		return c
+	}
+	for b := range r.births {
+		if b.pid() == pid {
+			delete(r.births, b)
+			return b.grown()
+		}
+	}
+	return nil
 }

@@ -6,13 +6,9 @@ import (
 	"strings"
 )
 
-// childScore is the oom_score_adj of every child: before the daemon, after
-// nothing. The wire contract fixes it.
-const childScore = 100
-
 // score lends the children's oom_score_adj to the daemon for the length of a
-// fork, so that the child is born with it: written from outside after the
-// start, it comes too late for grandchildren. For that moment the daemon is
+// fork by forkExec, so that the child is born with it: written from outside after
+// the start, it comes too late for grandchildren. For that moment the daemon is
 // as eligible as any command, and the kernel picks the largest of them. PID 1
 // is never picked and simply keeps the children's score.
 //

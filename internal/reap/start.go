@@ -1,14 +1,11 @@
 package reap
 
 import (
-	"fmt"
+	"errors"
 	"os"
-	"runtime"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/wrenn/envd/internal/linux"
 )
 
 // Credential is who a child runs as. Groups are its supplementary groups; nil
@@ -35,64 +32,80 @@ type Command struct {
 	Cgroup *os.File
 }
 
+// ErrStuck is returned for a program that the kernel does not get to run: on a
+// file system that does not answer, say, or in a frozen cgroup.
+var ErrStuck = errors.New("no exec within " + execLimit.String())
+
+// execLimit is how long a child may take to its program, before it is killed. An
+// exec takes a millisecond.
+const execLimit = 10 * time.Second
+
+// childScore is the oom_score_adj of every child: before the daemon, after
+// nothing. The wire contract fixes it.
+const childScore = 100
+
 // Start runs cmd as the leader of a session of its own, at nice 0, best-effort
 // I/O of level 4 and an oom_score_adj of 100, all in force before its first
-// instruction. It costs one exec.
+// instruction. It costs one exec, and holds nobody up but its caller.
 //
-// An error is a syscall.Errno of the step that failed; which step it was, the
-// kernel does not tell.
+// An error is a syscall.Errno of the step that failed, or ErrStuck.
 func (r *Reaper) Start(cmd Command) (*Child, error) {
-	pidfd := -1
-	sys := &syscall.SysProcAttr{
-		Setsid:  true,
-		Setctty: cmd.TTY,
-		PidFD:   &pidfd,
-		Credential: &syscall.Credential{
-			Uid: cmd.User.UID, Gid: cmd.User.GID, Groups: cmd.User.Groups,
-			// A daemon that is not root can only start programs as itself.
-			NoSetGroups: os.Geteuid() != 0,
-		},
+	if r.old.Load() {
+		return r.forkExec(&cmd)
 	}
-	if cmd.Cgroup != nil {
-		sys.UseCgroupFD = true
-		sys.CgroupFD = int(cmd.Cgroup.Fd())
-	}
-	attr := &syscall.ProcAttr{
-		Dir:   cmd.Dir,
-		Env:   cmd.Env,
-		Files: []uintptr{cmd.Stdin.Fd(), cmd.Stdout.Fd(), cmd.Stderr.Fd()},
-		Sys:   sys,
-	}
-
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	// What fork copies from the thread has to be right on this thread. It is
-	// locked after the mutex: waiting on a locked thread costs two switches.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	// Refused only to a daemon that is not root and was itself started niced;
-	// its children then stay as they are.
-	_ = linux.NormalThread()
-
-	if r.score == nil {
-		r.score = openScore()
-	}
-	r.score.lend()
-	pid, err := syscall.ForkExec(cmd.Path, cmd.Args, attr)
-	r.score.restore()
-	runtime.KeepAlive(cmd)
+	b, err := newBirth(&cmd)
 	if err != nil {
 		return nil, err
 	}
-	if pidfd < 0 {
-		// Before Linux 5.2, or 5.7 with a cgroup. The child cannot have been
-		// reaped: that takes the lock.
-		if pidfd, err = linux.OpenPidfd(pid); err != nil {
-			_ = unix.Kill(pid, unix.SIGKILL)
-			return nil, fmt.Errorf("start: %w", err)
-		}
+	r.expect(b)
+	late := time.AfterFunc(r.patience, func() { r.giveUp(b) })
+	err = b.run(&cmd)
+	late.Stop()
+	c, err := r.arrive(b, err)
+	if b.pid() == 0 && withoutClone3(err) {
+		r.old.Store(errors.Is(err, unix.ENOSYS))
+		return r.forkExec(&cmd)
 	}
-	c := &Child{pid: pid, pidfd: pidfd, done: make(chan struct{})}
-	r.children[pid] = c
-	return c, nil
+	return c, err
+}
+
+// expect makes the child known before there is one: it may end, and be reaped,
+// before the call that makes it has returned.
+func (r *Reaper) expect(b *birth) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.births[b] = struct{}{}
+}
+
+// giveUp kills a child that is still on its way.
+func (r *Reaper) giveUp(b *birth) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, on := r.births[b]; on {
+		b.kill()
+	}
+}
+
+// arrive makes the child one like others, or sees it off after err.
+func (r *Reaper) arrive(b *birth, err error) (*Child, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, unreaped := r.births[b]
+	delete(r.births, b)
+	if err == nil && b.late {
+		err = ErrStuck
+	}
+	switch {
+	case b.pid() == 0:
+		return nil, err
+	case err == nil && unreaped:
+		r.children[b.pid()] = b.grown()
+	case unreaped:
+		// It has ended, or is about to: what kept it from its program is over.
+		_ = r.reap(b.pid(), b.grown())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return b.child, nil
 }

@@ -6,9 +6,9 @@ import (
 )
 
 // freeze stops the workload and arms the watchdog. A start that is still under
-// way forbids it: the thread that forks stands in vfork(2) until its child has
-// called exec, which a frozen child does not, and the next collection of the
-// garbage would wait for that thread for ever. The caller has the turn.
+// way forbids it: its child would be frozen before it has called exec, and later
+// be killed for that. Without clone3(2) it would stop all of the daemon at the
+// next collection of the garbage; see package vfork. The caller has the turn.
 func (c *Coordinator) freeze(f Freeze, noStarts bool, report *Report) {
 	if !noStarts {
 		report.Outcome = FreezeError
