@@ -153,7 +153,7 @@ func (h *Hierarchy) groups() []string {
 func (h *Hierarchy) enable() {
 	for _, c := range wanted {
 		on := true
-		for _, dir := range []string{h.root, h.dir, h.classDir(User), h.classDir(PTY)} {
+		for _, dir := range h.levels() {
 			if err := writeFile(filepath.Join(dir, "cgroup.subtree_control"), "+"+c); err != nil {
 				on = false
 				break
@@ -163,6 +163,11 @@ func (h *Hierarchy) enable() {
 			h.controllers[c] = true
 		}
 	}
+}
+
+// levels are the groups that hand controllers on to those below, parents first.
+func (h *Hierarchy) levels() []string {
+	return []string{h.root, h.dir, h.classDir(User), h.classDir(PTY)}
 }
 
 // leafName names the n-th leaf of the daemon with that pid.

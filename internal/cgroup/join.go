@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -52,8 +53,11 @@ func (h *Hierarchy) leave() {
 	err := move(h.origin)
 	if errors.Is(err, unix.EBUSY) && h.origin == filepath.Clean(h.root) {
 		// See vacate: the root was delegated to us, and so were its controllers.
+		// A group takes none back that one below still hands on.
 		for c := range h.controllers {
-			_ = writeFile(filepath.Join(h.root, "cgroup.subtree_control"), "-"+c) // move tells
+			for _, dir := range slices.Backward(h.levels()) {
+				_ = writeFile(filepath.Join(dir, "cgroup.subtree_control"), "-"+c) // move tells
+			}
 		}
 		err = move(h.origin)
 	}
