@@ -9,7 +9,7 @@
 // Here the wait is a system call like others, and any number may be under way.
 //
 // The new process shares the memory of the old one until it has its program,
-// and therefore runs no Go code: its calls are prepared before, and a dozen
+// and therefore runs no Go code: its calls are prepared before, and twenty
 // instructions go through them. Their cost is that of the calls.
 //
 // The package imports nothing, so that it is initialized before package syscall:
