@@ -311,6 +311,31 @@ func TestStuckStart(t *testing.T) {
 	freeze("0")
 }
 
+// TestCloseWithAStuckStart checks that such a start does not keep the daemon from
+// its end.
+func TestCloseWithAStuckStart(t *testing.T) {
+	r := newRig(t, DefaultConfig(), true)
+	p, rd := r.start(spec("true"))
+	file := filepath.Join(filepath.Dir(p.group.Dir().Name()), "cgroup.freeze")
+	_, exit := rd.all()
+	wantExit(t, exit, "exit status 0")
+	must(t, os.WriteFile(file, []byte("1"), 0))
+	var stuck sync.WaitGroup
+	table := r.table
+	stuck.Go(func() {
+		if _, _, err := table.Start(spec("true")); !errors.Is(err, reap.ErrStuck) {
+			t.Errorf("%v", err)
+		}
+	})
+	eventually(t, "the child to be there", func() bool { return children(t) == 1 })
+	began := time.Now()
+	r.close()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("closed after %v", took)
+	}
+	stuck.Wait()
+}
+
 func TestStuckStartError(t *testing.T) {
 	err := spec("true").startError("/mnt/away/true", reap.ErrStuck)
 	e, ok := errors.AsType[*StartError](err)

@@ -562,7 +562,7 @@ func (t *Table) Close(ctx context.Context) {
 	}
 	t.mu.Unlock()
 	// What is being started needs the poller until it ends, as all else does.
-	t.starts.Wait()
+	t.awaitStarts(ctx)
 
 	list := t.List(true)
 	for _, p := range list {
@@ -596,4 +596,21 @@ func (t *Table) Close(ctx context.Context) {
 	}
 	t.poller.close()
 	t.wg.Wait()
+}
+
+// awaitStarts waits for the starts under way. What takes longer than ctx lasts
+// does not get to its exec, and is killed.
+func (t *Table) awaitStarts(ctx context.Context) {
+	over := make(chan struct{})
+	go func() { t.starts.Wait(); close(over) }()
+	select {
+	case <-over:
+		return
+	case <-ctx.Done():
+		t.reaper.GiveUp()
+	}
+	select {
+	case <-over:
+	case <-time.After(closeGrace): // the kernel does not let go of it, and must not keep us
+	}
 }

@@ -77,6 +77,15 @@ func (r *Reaper) expect(b *birth) {
 	r.births[b] = struct{}{}
 }
 
+// GiveUp kills all children that have no program yet.
+func (r *Reaper) GiveUp() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for b := range r.births {
+		b.kill()
+	}
+}
+
 // giveUp kills a child that is still on its way.
 func (r *Reaper) giveUp(b *birth) {
 	r.mu.Lock()
