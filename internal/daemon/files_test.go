@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -63,7 +64,7 @@ func TestDownloadIsCopiedByTheKernel(t *testing.T) {
 		if err := os.WriteFile(path, bytes.Repeat([]byte("a"), size), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		conn, err := net.Dial("tcp", addr)
+		conn, err := roomy(2*size).DialContext(t.Context(), "tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -89,6 +90,16 @@ func TestDownloadIsCopiedByTheKernel(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
+}
+
+// roomy dials connections that take that many bytes before any is read. Of a
+// buffer as it is by default Linux 6.1 offers 64 KiB.
+func roomy(n int) *net.Dialer {
+	return &net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, n) })
+		return errors.Join(err, set)
+	}}
 }
 
 // awaitBytes waits until a connection has that many bytes to read.
