@@ -24,6 +24,42 @@ const (
 	deadProbes = 2
 )
 
+// bounded leaves some of the process's descriptors for what is not a connection:
+// without, idle clients could keep the daemon from killing a command, which
+// takes one. Who comes when all places are taken waits in the kernel.
+type bounded struct {
+	net.Listener
+	places chan struct{} // the registry takes an element out for each connection that has ended
+	closed chan struct{}
+	end    func() // closes it
+}
+
+// bound makes a listener bounded.
+func bound(l net.Listener, places chan struct{}) bounded {
+	closed := make(chan struct{})
+	return bounded{l, places, closed, sync.OnceFunc(func() { close(closed) })}
+}
+
+// Close ends an Accept that waits for a place, too: net/http waits for it
+// before it ends any connection.
+func (l bounded) Close() error {
+	l.end()
+	return l.Listener.Close() //nolint:wrapcheck // net/http looks at it
+}
+
+func (l bounded) Accept() (net.Conn, error) {
+	select {
+	case l.places <- struct{}{}:
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.places
+	}
+	return c, err //nolint:wrapcheck // net/http looks at it
+}
+
 // watched makes connections that notice when their peer is gone.
 type watched struct {
 	net.Listener

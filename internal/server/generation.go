@@ -69,6 +69,7 @@ type registry struct {
 	idles *time.Timer        // runs sweep while a connection is open; nil before the first one
 
 	patience time.Duration // idleTimeout, but in tests
+	places   chan struct{} // an element for each connection; see bounded
 
 	resting atomic.Bool
 	// sparing is set while net/http is told to stop keeping connections alive.
@@ -170,6 +171,7 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		if c.spared.Load() {
 			_ = c.socket.Close() // most often it is closed
 		}
+		<-r.places
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		delete(r.all, c)

@@ -21,8 +21,14 @@ import (
 
 var errTestRestored = errors.New("restored")
 
-// dial opens a raw connection and sends text on it.
+// dial opens a raw connection, sends text on it and reads.
 func dial(t *testing.T, s *Server, text string) *bufio.Reader {
+	t.Helper()
+	return bufio.NewReader(dialed(t, s, text))
+}
+
+// dialed is a raw connection that text was sent on.
+func dialed(t *testing.T, s *Server, text string) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", s.Addr().String())
 	if err != nil {
@@ -33,7 +39,7 @@ func dial(t *testing.T, s *Server, text string) *bufio.Reader {
 		t.Fatal(err)
 	}
 	_ = conn.SetReadDeadline(time.Now().Add(limit))
-	return bufio.NewReader(conn)
+	return conn
 }
 
 // h2Hello is how a client opens HTTP/2: the preface and empty settings.

@@ -15,6 +15,8 @@ import (
 	"net/http"
 	"sync/atomic"
 	"time"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 const (
@@ -64,8 +66,9 @@ func New(handler http.Handler, log *slog.Logger, listeners ...net.Listener) *Ser
 	protocols.SetUnencryptedHTTP2(true)
 	s := &Server{cancel: cancel}
 	s.conns.patience = idleTimeout
+	s.conns.places = make(chan struct{}, linux.FileLimit()/4*3)
 	for _, l := range listeners {
-		s.listeners = append(s.listeners, watched{l, deadCheck, &s.sent})
+		s.listeners = append(s.listeners, watched{bound(l, s.conns.places), deadCheck, &s.sent})
 	}
 	s.http = &http.Server{
 		Handler:           Middleware(handler, log),
