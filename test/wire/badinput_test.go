@@ -291,7 +291,7 @@ func TestIdleConnections(t *testing.T) {
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &rl); err != nil {
 		t.Fatal(err)
 	}
-	if room := int(rl.Cur) - 1000; connections > room {
+	if room := int(rl.Cur)/4*3 - 100; connections > room { // what the daemon takes, and others
 		connections = room
 		t.Logf("descriptors are limited: %d connections", connections)
 	}
