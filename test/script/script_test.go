@@ -277,6 +277,7 @@ func startShell(t *testing.T, dir string) *shell {
 		t.Fatal(err)
 	}
 	cmd.Stdout, cmd.Stderr = w, w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -290,7 +291,8 @@ func startShell(t *testing.T, dir string) *shell {
 	}()
 	t.Cleanup(func() {
 		_ = in.Close()
-		_ = cmd.Process.Kill()
+		// With what a session that broke off left in the background.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		_ = cmd.Wait()
 		_ = r.Close()
 	})
