@@ -8,10 +8,16 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // defaultPath is what the kernel starts init without.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// fileLimit is the hard limit on open files of everything in the machine, that
+// of systemd. The kernel gives its init 4096, which a program cannot raise.
+const fileLimit = 512 << 10
 
 // Uptime is how long ago the kernel started.
 func Uptime() time.Duration {
@@ -40,6 +46,7 @@ func Up(log *slog.Logger) {
 		failed("begin", err) // now that it can be read
 	}
 	failed("mount /tmp", mountTmp())
+	failed("allow more open files", linux.RaiseFileLimit(fileLimit))
 	failed("restart after a panic", restartOnPanic())
 	failed("catch Ctrl-Alt-Del", keepCtrlAltDel())
 	if os.Getenv("PATH") == "" {

@@ -99,10 +99,27 @@ func CloseOnExecFrom(first uint) error {
 }
 
 // FileLimit is how many descriptors this process may have open.
-func FileLimit() int {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0 // cannot fail: the resource exists
+func FileLimit() int { return int(min(fileLimit().Cur, math.MaxInt32)) }
+
+// HardFileLimit is up to where programs may raise that.
+func HardFileLimit() uint64 { return fileLimit().Max }
+
+func fileLimit() (limit unix.Rlimit) {
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) // cannot fail: the resource exists
+	return limit
+}
+
+// RaiseFileLimit lets this process, and its children if they ask, have n
+// descriptors open.
+func RaiseFileLimit(n uint64) error {
+	if fileLimit().Max >= n {
+		return nil
 	}
-	return int(min(limit.Cur, math.MaxInt32))
+	limit := unix.Rlimit{Cur: n, Max: n}
+	// By itself: after unix.Setrlimit, Go would give the soft limit to children.
+	_, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("set the limit on open files to %d: %w", n, errno)
+	}
+	return nil
 }

@@ -24,11 +24,11 @@ type birth struct {
 }
 
 // newBirth prepares all that the child is going to do.
-func newBirth(cmd *Command) (*birth, error) {
+func newBirth(cmd *Command, limit unix.Rlimit) (*birth, error) {
 	b := &birth{child: &Child{pidfd: -1, done: make(chan struct{})}, calls: make([]vfork.Call, 0, 20)}
 	b.call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, keep(b, new(uint64)), 0, 8)
 	b.call(unix.SYS_SETSID)
-	files := b.above(cmd.Stdin, cmd.Stdout, cmd.Stderr)
+	fds := b.above(cmd.Stdin, cmd.Stdout, cmd.Stderr)
 	b.priorities()
 	b.user(&cmd.User)
 	dir, err := b.string(cmd.Dir)
@@ -36,14 +36,14 @@ func newBirth(cmd *Command) (*birth, error) {
 		return nil, err
 	}
 	b.call(unix.SYS_CHDIR, dir)
-	for i, fd := range files {
+	for i, fd := range fds {
 		b.call(unix.SYS_DUP3, fd, uintptr(i), 0)
 	}
 	if cmd.TTY {
 		b.call(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 1)
 	}
-	if l := &vfork.FileLimit; l[0] != l[1] {
-		b.call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, keep(b, l))
+	if l := limit; l.Cur != l.Max {
+		b.call(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, keep(b, &l))
 	}
 	return b, b.exec(cmd)
 }

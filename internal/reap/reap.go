@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/linux"
+	"github.com/wrenn/envd/internal/vfork"
 )
 
 // ErrFinished is returned for a child that has been reaped.
@@ -38,6 +39,7 @@ type Reaper struct {
 	orphans  atomic.Uint64
 	old      atomic.Bool   // the kernel has no clone3(2)
 	patience time.Duration // execLimit
+	files    unix.Rlimit   // of a child: the daemon's, but for what Go raised
 
 	mu       sync.Mutex          // held while waiting
 	births   map[*birth]struct{} // guarded by mu; children on the way, until reaped
@@ -64,6 +66,7 @@ func Open() (*Reaper, error) {
 	r := &Reaper{
 		doorbell: make(chan os.Signal, 1),
 		patience: execLimit,
+		files:    unix.Rlimit{Cur: vfork.FileLimit, Max: linux.HardFileLimit()},
 		births:   make(map[*birth]struct{}),
 		children: make(map[int]*Child),
 	}

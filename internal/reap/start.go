@@ -53,7 +53,7 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 	if r.old.Load() {
 		return r.forkExec(&cmd)
 	}
-	b, err := newBirth(&cmd)
+	b, err := newBirth(&cmd, r.files)
 	if err != nil {
 		return nil, err
 	}

@@ -126,11 +126,12 @@ func exitsyscall()
 
 const rlimitNofile = 7
 
-// FileLimit is the limit on open files, soft and hard, that this process was
-// started with, for its children: package syscall raises the soft one to the
-// hard one when it is initialized. Packages are initialized in the order of
-// their paths once their imports are, and this one has none.
-var FileLimit = func() (limit [2]uint64) {
+// FileLimit is the soft limit on open files that this process was started with,
+// for its children: package syscall raises it to the hard one when it is
+// initialized. Packages are initialized in the order of their paths once their
+// imports are, and this one has none.
+var FileLimit = func() uint64 {
+	var limit [2]uint64           // soft, hard
 	prlimit(rlimitNofile, &limit) // cannot fail: the resource exists
-	return limit
+	return limit[0]
 }()

@@ -55,6 +55,9 @@ func checkShell(t *testing.T, m *machine) {
 	if out := m.output(t, "bash", "-lc", `cat <(echo "$HOSTNAME $PATH"); id -un; stty -a </dev/null 2>&1 | tail -1`); !strings.HasPrefix(out, "box /") || !strings.Contains(out, "root") {
 		t.Errorf("root's shell says %q", out)
 	}
+	if out := m.output(t, "bash", "-c", "ulimit -Sn; ulimit -Hn"); out != "1024\n524288\n" {
+		t.Errorf("limits on open files: %q", out)
+	}
 	nobody := client.New(base, client.Options{HTTP: m.link.http, User: "nobody"})
 	req := request("bash", "-c", `id -un; tty; echo "$HOME"; sleep 100 & jobs`)
 	req.Pty = &pb.PTY{Size: &pb.PTY_Size{Cols: 80, Rows: 24}}
