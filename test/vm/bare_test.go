@@ -79,7 +79,7 @@ func checkBoot(t *testing.T, m *machine) {
 	if log := m.console.String(); strings.Contains(log, "boot step did not work") {
 		t.Errorf("the console says:\n%s", log)
 	}
-	if out := m.output(t, "/guest", "cat", "/proc/1/comm", "/proc/1/oom_score_adj"); out != "init\n100\n" {
+	if out := m.output(t, "/guest", "cat", "/proc/1/comm", "/proc/1/oom_score_adj"); out != "init\n0\n" {
 		t.Errorf("init is %q", out)
 	}
 }
