@@ -44,7 +44,7 @@ type Cursor struct {
 	at    int64     // offset of the next byte to take from the log
 	until int64     // offset to end at, once the process has ended
 	taken bool      // Take was called
-	took  time.Time // when it last took something; for Output.sparing
+	took  time.Time // when it last took something, or could again; for Output.sparing
 	gap   *Gap      // not yet answered
 	// kept holds references to what was in the log when a cursor was attached
 	// in the past, so that a reader gets a whole window's time to catch up.

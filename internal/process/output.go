@@ -33,8 +33,9 @@ const (
 	// chunkCost is the least that a chunk counts against the window, in bytes.
 	// It bounds the memory of a log of tiny chunks.
 	chunkCost = 64
-	// spareTime is how long after it has taken something a reader is waited for
-	// before it is cut off: longer than a scheduler lets it wait for its turn.
+	// spareTime is how long after it has taken something, or could have, a reader is
+	// waited for before it is cut off: longer than a scheduler lets it wait for its
+	// turn.
 	spareTime = 20 * time.Millisecond
 	// minTail and maxTail bound the blocks that small writes are copied to.
 	minTail = 512
@@ -159,6 +160,7 @@ func (o *Output) limit() int {
 // over; otherwise it copies. It never waits: the writer has asked wait before.
 func (o *Output) append(s Stream, p []byte, b *block) {
 	o.mu.Lock()
+	o.begin()
 	if b != nil {
 		o.push(entry{stream: s, offset: o.end, data: p, block: b})
 	}
@@ -167,6 +169,20 @@ func (o *Output) append(s Stream, p []byte, b *block) {
 	}
 	o.evict()
 	o.mu.Unlock()
+}
+
+// begin notes the time for readers who have read everything: from now on they
+// have something to take, and only then can they be slow.
+func (o *Output) begin() {
+	if len(o.cursors) < 2 {
+		return // nobody is slow beside others
+	}
+	now := time.Now()
+	for _, c := range o.cursors {
+		if c.at == o.end && len(c.kept) == 0 {
+			c.took = now
+		}
+	}
 }
 
 // notify wakes the readers and keeps the budget. A writer calls it when it has
