@@ -42,7 +42,7 @@ func TestResizeMeetsTheEnd(t *testing.T) {
 		defer rd.close()
 		p.pumps[0].end()
 		wantError(t, p.Resize(Size{1, 1}), ErrFinished)
-		must(t, p.Kill())
+		_ = p.Kill() // the hang-up may have been quicker
 	})
 }
 
