@@ -3,9 +3,9 @@ package reap
 import (
 	"os"
 	"runtime"
-	"strconv"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +20,7 @@ type birth struct {
 	process vfork.Process
 	calls   []vfork.Call // what the child does, the last of which is execve
 	kept    []any        // what calls point to
+	due     time.Time    // when it is late; guarded by Reaper.mu
 	late    bool         // it was killed, since it took too long; guarded by Reaper.mu
 }
 
@@ -73,11 +74,11 @@ const scoreFile = "/proc/self/oom_score_adj"
 // worth a failure: a daemon that is not root and was itself started niced cannot.
 func (b *birth) priorities() {
 	path, _ := b.string(scoreFile)
-	score, _ := b.string(strconv.Itoa(childScore))
+	score, _ := b.string(childScore)
 	b.call(unix.SYS_CLOSE, 0) // what is opened next is 0
 	here := unix.AT_FDCWD
 	b.try(unix.SYS_OPENAT, uintptr(here), path, unix.O_WRONLY|unix.O_NONBLOCK) // whatever is there, it does not wait
-	b.try(unix.SYS_WRITE, 0, score, uintptr(len(strconv.Itoa(childScore))))
+	b.try(unix.SYS_WRITE, 0, score, uintptr(len(childScore)))
 	b.try(unix.SYS_SETPRIORITY, unix.PRIO_PROCESS, 0, 0)
 	b.try(unix.SYS_IOPRIO_SET, linux.IOPrioProcess, 0, linux.IOPrioDefault)
 }

@@ -50,15 +50,15 @@ func TestStuckExecHoldsNobodyUp(t *testing.T) {
 	before := children(t)
 	const many = 3
 	var stuck sync.WaitGroup
-	for range many {
+	defer stuck.Wait()
+	for n := range many { // each is late at its own time
 		stuck.Go(func() {
 			if c, err := r.Start(cmd); !errors.Is(err, ErrStuck) {
 				t.Errorf("start in a frozen group: %v, %v", c, err)
 			}
 		})
+		eventually(t, "the child to be there", func() bool { return children(t) == before+n+1 })
 	}
-	defer stuck.Wait()
-	eventually(t, "the children to be there", func() bool { return children(t) == before+many })
 	runtime.GC() // would wait for threads that count as running Go code
 	for code := range 10 {
 		if s := status(t, start(t, r, shell(t, fmt.Sprintf("exit %d", code)))); s.Wait.ExitStatus() != code {

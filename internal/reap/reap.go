@@ -43,6 +43,7 @@ type Reaper struct {
 
 	mu       sync.Mutex          // held while waiting
 	births   map[*birth]struct{} // guarded by mu; children on the way, until reaped
+	watching bool                // guarded by mu; killLate will be called
 	children map[int]*Child      // guarded by mu; by pid, until reaped
 	score    *score              // guarded by mu; nil before the first forkExec
 }

@@ -2,7 +2,6 @@ package reap
 
 import (
 	"os"
-	"strconv"
 	"strings"
 )
 
@@ -35,7 +34,7 @@ func openScore() *score {
 	s := &score{
 		file:     f,
 		own:      []byte(strings.TrimSpace(string(buf[:n]))),
-		children: []byte(strconv.Itoa(childScore)),
+		children: []byte(childScore),
 	}
 	if os.Getpid() == 1 {
 		s.own = s.children

@@ -42,7 +42,7 @@ const execLimit = 10 * time.Second
 
 // childScore is the oom_score_adj of every child: before the daemon, after
 // nothing. The wire contract fixes it.
-const childScore = 100
+const childScore = "100"
 
 // Start runs cmd as the leader of a session of its own, at nice 0, best-effort
 // I/O of level 4 and an oom_score_adj of 100, all in force before its first
@@ -58,10 +58,7 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 		return nil, err
 	}
 	r.expect(b)
-	late := time.AfterFunc(r.patience, func() { r.giveUp(b) })
-	err = b.run(&cmd)
-	late.Stop()
-	c, err := r.arrive(b, err)
+	c, err := r.arrive(b, b.run(&cmd))
 	if b.pid() == 0 && withoutClone3(err) {
 		r.old.Store(errors.Is(err, unix.ENOSYS))
 		return r.forkExec(&cmd)
@@ -75,6 +72,11 @@ func (r *Reaper) expect(b *birth) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.births[b] = struct{}{}
+	b.due = time.Now().Add(r.patience)
+	if !r.watching {
+		r.watching = true
+		time.AfterFunc(r.patience, r.killLate)
+	}
 }
 
 // GiveUp kills all children that have no program yet.
@@ -86,12 +88,24 @@ func (r *Reaper) GiveUp() {
 	}
 }
 
-// giveUp kills a child that is still on its way.
-func (r *Reaper) giveUp(b *birth) {
+// killLate kills the children that are late, and looks again when the next will
+// be. It is left to run out: to set and stop a timer for each child would cost
+// each start.
+func (r *Reaper) killLate() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, on := r.births[b]; on {
-		b.kill()
+	now := time.Now()
+	next := time.Duration(-1)
+	for b := range r.births {
+		switch left := b.due.Sub(now); {
+		case left <= 0:
+			b.kill()
+		case next < 0 || left < next:
+			next = left
+		}
+	}
+	if r.watching = next >= 0; r.watching {
+		time.AfterFunc(next, r.killLate)
 	}
 }
 
