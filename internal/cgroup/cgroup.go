@@ -13,6 +13,7 @@
 //
 // A leaf exists before its command, which is cloned into it, so nothing a
 // command starts is ever outside. It is removed when its last process is gone.
+// In a burst of commands one or two are made ahead, while nobody waits.
 // The leaf is what makes "kill the tree" exact, and it accounts for all that
 // the command started.
 //
@@ -83,8 +84,10 @@ type Hierarchy struct {
 	joined      atomic.Bool // the daemon is in wrenn/system
 	origin      string      // where it was before; written once, before joined
 
-	mu   sync.Mutex
-	busy map[int32]*Group // guarded by mu; released groups with processes left, by watch
+	mu     sync.Mutex
+	busy   map[int32]*Group   // guarded by mu; released groups with processes left, by watch
+	spares map[Class][]*Group // guarded by mu; see spareGroups
+	closed bool               // guarded by mu; no spares any more
 }
 
 // Open takes over root, a cgroup v2 mount or a delegated group of one. Leaves
@@ -102,6 +105,7 @@ func Open(root string) (*Hierarchy, error) {
 		dir:         filepath.Join(root, top),
 		controllers: make(map[string]bool),
 		busy:        make(map[int32]*Group),
+		spares:      make(map[Class][]*Group),
 	}
 	if err := h.makeGroups(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
@@ -217,7 +221,23 @@ func (h *Hierarchy) Controllers() []string {
 
 // Create makes a leaf with the given limits. The caller ends it with Release.
 func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
-	g := &Group{h: h}
+	g := h.takeSpare(class)
+	if g == nil {
+		var err error
+		if g, err = h.make(class); err != nil {
+			return nil, err
+		}
+	}
+	if err := h.limit(g, limits); err != nil {
+		g.remove()
+		return nil, fmt.Errorf("set up cgroup %s: %w", g.path, err)
+	}
+	return g, nil
+}
+
+// make makes a leaf.
+func (h *Hierarchy) make(class Class) (*Group, error) {
+	g := &Group{h: h, class: class}
 	for made := false; !made; {
 		g.path = filepath.Join(h.classDir(class), leafName(os.Getpid(), h.next.Add(1)))
 		err := unix.Mkdir(g.path, 0o755)
@@ -232,14 +252,9 @@ func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
 		}
 		made = err == nil
 	}
-	fd, err := unix.Open(g.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err == nil {
-		g.dir = os.NewFile(uintptr(fd), g.path)
-		err = h.limit(g, limits)
-	}
-	if err != nil {
-		g.Release(func() {})
-		return nil, fmt.Errorf("set up cgroup %s: %w", g.path, err)
+	if err := g.openFiles(); err != nil {
+		g.remove()
+		return nil, fmt.Errorf("open cgroup %s: %w", g.path, err)
 	}
 	return g, nil
 }
@@ -315,6 +330,7 @@ func (h *Hierarchy) sweep() {
 func (h *Hierarchy) Close() error {
 	_ = h.events.Close()
 	h.sweep()
+	h.dropSpares(true)
 	h.leave()
 	var errs []error
 	for _, dir := range slices.Backward(h.groups()) {

@@ -23,6 +23,7 @@ type Frozen struct {
 // between Freeze and Thaw: the thread that does waits for an exec that a frozen
 // child never gets to, and with it the whole runtime. SIGKILL still works.
 func (h *Hierarchy) Freeze(ctx context.Context) Frozen {
+	h.Trim() // they are nobody's, and are not counted
 	var f Frozen
 	var waiting []*Group
 	for _, g := range h.leaves() {

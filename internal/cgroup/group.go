@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -19,14 +20,22 @@ import (
 // it up, and it is gone once it is empty. Its methods are safe for concurrent
 // use. Paths are never reused: on a group that is gone they find nothing.
 type Group struct {
-	h    *Hierarchy
-	path string
-	dir  *os.File // for clone only; closed with the group
-	gone func()   // of Release; called by whoever removed the directory
+	h     *Hierarchy
+	class Class
+	path  string
+	dir   *os.File // for clone only; closed by Entered, or with the group
+	gone  func()   // of Release; called by whoever removed the directory
+
+	// What Usage reads. To open a file takes longer than to read it, so that is
+	// done ahead. The memory controller's are nil without it.
+	cpuStat, memoryPeak, memoryEvents *os.File
 }
 
-// Dir is the group's directory, to clone a child into before Release.
+// Dir is the group's directory, to clone a child into before Entered.
 func (g *Group) Dir() *os.File { return g.dir }
+
+// Entered says that the child is in, and no other will be cloned.
+func (g *Group) Entered() { _ = g.dir.Close() }
 
 // killLimit bounds killing process by process; what is left after it cannot be
 // killed, such as a process in uninterruptible sleep.
@@ -143,10 +152,10 @@ type Usage struct {
 	OOMKills     int64
 }
 
-// Usage reads the group's account.
+// Usage reads the group's account, before Release.
 func (g *Group) Usage() (Usage, error) {
 	var u Usage
-	b, err := g.read("cpu.stat")
+	b, err := readOpen(g.cpuStat)
 	if err != nil {
 		return u, err
 	}
@@ -158,14 +167,13 @@ func (g *Group) Usage() (Usage, error) {
 			u.System = time.Duration(n) * time.Microsecond
 		}
 	})
-	if !g.h.controllers["memory"] {
-		return u, nil
-	}
-	// memory.peak came with Linux 5.19; 0 says unknown.
-	if b, err := g.read("memory.peak"); err == nil {
+	if b, err := readOpen(g.memoryPeak); err == nil {
 		u.PeakMemory, _ = strconv.ParseInt(strings.TrimSpace(b), 10, 64)
 	}
-	if b, err = g.read("memory.events"); err != nil {
+	if g.memoryEvents == nil {
+		return u, nil
+	}
+	if b, err = readOpen(g.memoryEvents); err != nil {
 		return u, err
 	}
 	keyed(b, func(key string, n uint64) {
@@ -181,7 +189,9 @@ func (g *Group) Usage() (Usage, error) {
 // goroutine. The caller calls Release once.
 func (g *Group) Release(gone func()) {
 	g.gone = gone
+	g.close()
 	if g.remove() {
+		g.h.addSpare(g.class)
 		gone()
 		return
 	}
@@ -245,10 +255,15 @@ func (g *Group) remove() bool {
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return false
 	}
-	if g.dir != nil {
-		_ = g.dir.Close()
-	}
+	g.close()
 	return true
+}
+
+// close closes the group's files, those that there are and are open.
+func (g *Group) close() {
+	for _, f := range []*os.File{g.dir, g.cpuStat, g.memoryPeak, g.memoryEvents} {
+		_ = f.Close()
+	}
 }
 
 // removeBelow removes the groups that a command made below its own.
@@ -281,6 +296,44 @@ func writeFile(file, value string) error {
 		return fmt.Errorf("write %q to %s: %w", value, filepath.Base(file), err)
 	}
 	return nil
+}
+
+// openFiles opens the directory and what Usage reads.
+func (g *Group) openFiles() error {
+	fd, err := unix.Open(g.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	g.dir = os.NewFile(uintptr(fd), g.path)
+	if g.cpuStat, err = g.open("cpu.stat"); err != nil || !g.h.controllers["memory"] {
+		return err
+	}
+	if g.memoryEvents, err = g.open("memory.events"); err != nil {
+		return err
+	}
+	if g.memoryPeak, err = g.open("memory.peak"); errors.Is(err, unix.ENOENT) {
+		return nil // it came with Linux 5.19
+	}
+	return err
+}
+
+// open opens a file of the group that is read more than once.
+func (g *Group) open(file string) (*os.File, error) {
+	fd, err := unix.Openat(int(g.dir.Fd()), file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", file, err)
+	}
+	return os.NewFile(uintptr(fd), file), nil
+}
+
+// readOpen answers a small file that is open in one read.
+func readOpen(f *os.File) (string, error) {
+	var buf [4096]byte
+	n, err := f.ReadAt(buf[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	return string(buf[:n]), nil
 }
 
 // read answers a small file of the group in one read.

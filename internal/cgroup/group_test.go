@@ -152,7 +152,7 @@ func TestUsage(t *testing.T) {
 		t.Errorf("usage %+v, %v", u, err)
 	}
 	release(g)
-	if _, err := g.Usage(); !errors.Is(err, unix.ENOENT) {
+	if _, err := g.Usage(); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("usage of a group that is gone: %v", err)
 	}
 }

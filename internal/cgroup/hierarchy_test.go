@@ -83,8 +83,8 @@ func TestOpenAfterAnEarlierDaemon(t *testing.T) {
 	empty, busy := create(t, first), create(t, first)
 	cmd := child(t, busy, "exec sleep 60")
 	must(t, first.events.Close()) // it was killed
-	must(t, empty.dir.Close())
-	must(t, busy.dir.Close())
+	empty.close()
+	busy.close()
 
 	h, err := Open(dir)
 	must(t, err)

@@ -123,7 +123,7 @@ func (d *daemon) open() (err error) {
 	if d.end.isInit {
 		d.openClock() // the first to resume: commands go on with the right time
 	}
-	d.trim = newTrimmer(quietSpell)
+	d.trim = newTrimmer(quietSpell, d.ground.trim)
 	d.coordinator.Register(d.trim)
 	d.group.add("memory", d.trim.run, nil)
 	listeners, err := openListeners(d.Config, d.end.isInit)

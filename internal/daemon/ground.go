@@ -72,6 +72,17 @@ func (g *ground) hierarchy() *cgroup.Hierarchy {
 	return g.groups
 }
 
+// trim removes the groups that were made ahead.
+func (g *ground) trim() {
+	select {
+	case <-g.ready:
+		if g.groups != nil {
+			g.groups.Trim()
+		}
+	default: // nothing has been started
+	}
+}
+
 // run runs the hierarchy, if there is one. With force the daemon joins it
 // wherever it was started.
 func (g *ground) run(ctx context.Context, force bool, log *slog.Logger) error {

@@ -17,10 +17,12 @@ import (
 // half of it runtime.ReadMemStats: whether it is worth it, the kernel has to say.
 const worthCollecting = 3 << 20
 
-// trimmer gives memory back to the system once a burst of commands is over.
-// Between bursts it does nothing.
+// trimmer gives back what a burst of commands leaves once it is over: free memory
+// and, with drop, what else is kept for the next command. Between bursts it does
+// nothing.
 type trimmer struct {
 	quiet   time.Duration
+	drop    func()
 	bell    chan struct{}
 	resting atomic.Bool
 }
@@ -38,8 +40,8 @@ func (t *trimmer) Resume() {
 	t.touch()
 }
 
-func newTrimmer(quiet time.Duration) *trimmer {
-	return &trimmer{quiet: quiet, bell: make(chan struct{}, 1)}
+func newTrimmer(quiet time.Duration, drop func()) *trimmer {
+	return &trimmer{quiet: quiet, drop: drop, bell: make(chan struct{}, 1)}
 }
 
 // touch says that something has ended. It does not block.
@@ -62,6 +64,7 @@ func (t *trimmer) run(ctx context.Context) error {
 				timer.Reset(t.quiet)
 			}
 		case <-timer.C:
+			t.drop()
 			trim()
 		case <-ctx.Done():
 			timer.Stop()

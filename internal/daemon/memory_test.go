@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,7 +39,8 @@ func TestTrimmer(t *testing.T) {
 	// Nothing but the trimmer gives memory back here.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	const quiet, size = 300 * time.Millisecond, 64 << 20
-	trimmer := newTrimmer(quiet)
+	var drops atomic.Int32
+	trimmer := newTrimmer(quiet, func() { drops.Add(1) })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- trimmer.run(ctx) }()
@@ -56,6 +58,9 @@ func TestTrimmer(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("%d MiB are still taken, of %d at most", anonymous(t)>>20, full>>20)
 		}
+	}
+	if n := drops.Load(); n != 1 {
+		t.Errorf("dropped %d times what was kept for the next command", n)
 	}
 	// At rest it does nothing, and afterwards what it left undone.
 	if err := trimmer.Quiesce(ctx); err != nil {

@@ -240,11 +240,11 @@ func TestStartIntoARemovedGroup(t *testing.T) {
 	if !g.Removed() {
 		t.Error("the group does not know")
 	}
-	g.Release(func() {})
 	// A class that is gone is made again.
 	must(t, unix.Rmdir(filepath.Dir(g.Dir().Name())))
 	_, exit := r.run(spec("true"))
 	wantExit(t, exit, "exit status 0")
+	g.Release(func() {})
 }
 
 func TestStartWhileClosing(t *testing.T) {

@@ -204,6 +204,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	}
 	if group != nil {
 		cmd.Cgroup = group.Dir()
+		defer group.Entered()
 	} else {
 		p.mark = t.id() + "-" + strconv.FormatUint(serial, 10)
 		cmd.Env = append(slices.DeleteFunc(slices.Clone(cmd.Env), isMark), markName+"="+p.mark)

@@ -261,9 +261,18 @@ func TestBurstLeavesNothing(t *testing.T) {
 			runtime.ReadMemStats(&m)
 			return int64(m.HeapAlloc)
 		}
-		_, first := r.start(shell(":")) // what is opened once, and stays
-		first.all()
-		first.close()
+		// What is opened once stays, and so do the groups made ahead: as many as
+		// commands ran at a time, up to two.
+		reads := spec("cat")
+		reads.Stdin = true
+		first, firstReader := r.start(reads)
+		second, secondReader := r.start(reads)
+		must(t, first.CloseStdin())
+		must(t, second.CloseStdin())
+		for _, rd := range []*reader{firstReader, secondReader} {
+			rd.all()
+			rd.close()
+		}
 		eventually(t, "the first to be forgotten", func() bool { return len(r.table.List(true)) == 0 })
 		before, heapBefore := descriptors(), heap()
 		for range 4 {
