@@ -56,6 +56,9 @@ func (g *ground) prepare(root string, log *slog.Logger) {
 	if err := protectSelf(); err != nil {
 		log.Info("the daemon may be killed when memory runs out", "reason", err)
 	}
+	if err := calmMonitor(); err != nil {
+		log.Debug("commands take longer", "reason", err)
+	}
 	groups, err := cgroup.Open(root)
 	if err != nil {
 		log.Info("commands are tracked without cgroups: what sheds its parent, session and environment escapes a kill", "reason", err)
