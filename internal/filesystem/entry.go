@@ -193,7 +193,7 @@ func fileMode(mode uint32) fs.FileMode {
 
 // statAt is lstat of name in the directory dirfd.
 func statAt(dirfd int, name string, st *unix.Stat_t) error {
-	return retry(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
+	return linux.Retry(func() error { return unix.Fstatat(dirfd, name, st, unix.AT_SYMLINK_NOFOLLOW) })
 }
 
 // pin is pinAt for the file name in dirfd, where no link is followed.

@@ -4,6 +4,8 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // Move renames source to destination and describes it there. Missing parents of
@@ -59,7 +61,7 @@ func (v *View) move(source, destination string) (e Entry, err error) {
 
 // rename is rename(2).
 func (p place) rename(to place) error {
-	return retry(func() error { return unix.Renameat(p.dir, p.name, to.dir, to.name) })
+	return linux.Retry(func() error { return unix.Renameat(p.dir, p.name, to.dir, to.name) })
 }
 
 // moveAcross moves from one filesystem to another. source is the path of from.

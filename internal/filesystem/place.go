@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // place is a name in a pinned directory. Calls that take a name work on it: what
@@ -86,14 +88,5 @@ func (v *View) makeMissing(path string) (int, error) {
 
 // makeDir makes the directory; it is called inside owned.
 func (p place) makeDir() error {
-	return retry(func() error { return unix.Mkdirat(p.dir, p.name, newDirMode) })
-}
-
-// retry runs call until it ends in anything but EINTR.
-func retry(call func() error) error {
-	for {
-		if err := call(); !errors.Is(err, unix.EINTR) {
-			return err
-		}
-	}
+	return linux.Retry(func() error { return unix.Mkdirat(p.dir, p.name, newDirMode) })
 }

@@ -224,5 +224,5 @@ func (r *removal) path(name string) string {
 }
 
 func unlinkAt(dirfd int, name string, flags int) error {
-	return retry(func() error { return unix.Unlinkat(dirfd, name, flags) })
+	return linux.Retry(func() error { return unix.Unlinkat(dirfd, name, flags) })
 }

@@ -58,7 +58,7 @@ func (e *Epoll) control(op, fd int, id int32) error {
 // after Close.
 func (e *Epoll) Wait(buf []unix.EpollEvent) (n int, err error) {
 	pollErr := e.conn.Read(func(ep uintptr) bool {
-		n, err = retryInt(func() (int, error) { return unix.EpollWait(int(ep), buf, 0) })
+		n, err = RetryInt(func() (int, error) { return unix.EpollWait(int(ep), buf, 0) })
 		return n > 0 || err != nil
 	})
 	return n, errors.Join(pollErr, err)

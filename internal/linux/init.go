@@ -29,7 +29,7 @@ func LoadModule(path string, compressed bool) error {
 	if compressed {
 		flags = moduleCompressed
 	}
-	err = retry(func() error { return unix.FinitModule(int(f.Fd()), "", flags) })
+	err = Retry(func() error { return unix.FinitModule(int(f.Fd()), "", flags) })
 	if compressed && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL)) {
 		// EINVAL is a kernel that does not know the flag, or meets another format
 		// than its own.

@@ -25,7 +25,7 @@ func OpenInotify() (int, error) {
 // of watches (inotify_add_watch(2)).
 func AddWatch(inotify, target int, mask uint32) (int32, error) {
 	path := strconv.AppendInt(append(make([]byte, 0, 32), "/proc/self/fd/"...), int64(target), 10)
-	wd, err := retryInt(func() (int, error) { return unix.InotifyAddWatch(inotify, string(path), mask) })
+	wd, err := RetryInt(func() (int, error) { return unix.InotifyAddWatch(inotify, string(path), mask) })
 	if err != nil {
 		return -1, fmt.Errorf("inotify_add_watch: %w", err)
 	}

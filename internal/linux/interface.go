@@ -133,7 +133,7 @@ func netlinkAsk(kind uint16, body []byte) ([]byte, error) {
 		return nil, err
 	}
 	buf := make([]byte, 4096)
-	n, err := retryInt(func() (int, error) {
+	n, err := RetryInt(func() (int, error) {
 		n, _, err := unix.Recvfrom(fd, buf, 0)
 		return n, err
 	})
@@ -152,7 +152,7 @@ func netlinkAsk(kind uint16, body []byte) ([]byte, error) {
 
 func netlinkDump(request, family int) ([]syscall.NetlinkMessage, error) {
 	var rib []byte
-	err := retry(func() (err error) {
+	err := Retry(func() (err error) {
 		rib, err = syscall.NetlinkRIB(request, family)
 		return err
 	})

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// retry runs f until it ends in anything but EINTR.
-func retry(f func() error) error {
+// Retry runs f until it ends in anything but EINTR.
+func Retry(f func() error) error {
 	for {
 		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
@@ -23,9 +23,9 @@ func retry(f func() error) error {
 	}
 }
 
-// retryInt is retry for calls that answer a number.
-func retryInt(f func() (int, error)) (n int, err error) {
-	err = retry(func() error {
+// RetryInt is Retry for calls that answer a number.
+func RetryInt(f func() (int, error)) (n int, err error) {
+	err = Retry(func() error {
 		n, err = f()
 		return err
 	})

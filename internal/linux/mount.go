@@ -15,7 +15,7 @@ import (
 // the type. The call blocks for as long as a server takes; only a signal that
 // kills ends it.
 func Mount(kind, source, target, options string) error {
-	if err := retry(func() error { return unix.Mount(source, target, kind, unix.MS_NODEV|unix.MS_NOSUID, options) }); err != nil {
+	if err := Retry(func() error { return unix.Mount(source, target, kind, unix.MS_NODEV|unix.MS_NOSUID, options) }); err != nil {
 		return fmt.Errorf("mount %s on %s: %w", source, target, err)
 	}
 	return nil
@@ -24,7 +24,7 @@ func Mount(kind, source, target, options string) error {
 // Unmount takes the topmost mount away from target at once, also one in use or
 // whose server does not answer; what is open there stays so.
 func Unmount(target string) error {
-	if err := retry(func() error { return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) }); err != nil {
+	if err := Retry(func() error { return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) }); err != nil {
 		return fmt.Errorf("unmount %s: %w", target, err)
 	}
 	return nil

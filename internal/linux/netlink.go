@@ -60,7 +60,7 @@ func (n *Netlink) Filter(program []unix.SockFilter) error {
 
 // Send sends a request to the kernel.
 func (n *Netlink) Send(b []byte) error {
-	err := retry(func() error { return unix.Sendto(n.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) })
+	err := Retry(func() error { return unix.Sendto(n.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) })
 	if err != nil {
 		return fmt.Errorf("send netlink request: %w", err)
 	}
@@ -72,7 +72,7 @@ func (n *Netlink) Send(b []byte) error {
 func (n *Netlink) Receive(buf []byte) ([]byte, error) {
 	for {
 		var from unix.Sockaddr
-		size, err := retryInt(func() (size int, err error) {
+		size, err := RetryInt(func() (size int, err error) {
 			size, from, err = unix.Recvfrom(n.fd, buf, unix.MSG_TRUNC)
 			return size, err
 		})

@@ -16,7 +16,7 @@ const beneathTries = 128
 // directory for unix.AT_FDCWD, close-on-exec. Its error is the bare
 // unix.Errno: the caller knows the path as the user wrote it.
 func OpenAt(dirfd int, path string, flags int, mode uint32) (int, error) {
-	return retryInt(func() (int, error) {
+	return RetryInt(func() (int, error) {
 		return unix.Openat(dirfd, path, flags|unix.O_CLOEXEC, mode)
 	})
 }
@@ -30,7 +30,7 @@ func OpenNoMagic(dirfd int, path string, flags int, mode uint32) (int, error) {
 		Mode:    uint64(mode),
 		Resolve: unix.RESOLVE_NO_MAGICLINKS,
 	}
-	return retryInt(func() (int, error) { return unix.Openat2(dirfd, path, &how) })
+	return RetryInt(func() (int, error) { return unix.Openat2(dirfd, path, &how) })
 }
 
 // OpenBeneath is OpenAt for a path that must stay below dirfd, whatever
@@ -43,7 +43,7 @@ func OpenBeneath(dirfd int, path string, flags int, mode uint32) (fd int, err er
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
 	}
 	for range beneathTries {
-		fd, err = retryInt(func() (int, error) { return unix.Openat2(dirfd, path, &how) })
+		fd, err = RetryInt(func() (int, error) { return unix.Openat2(dirfd, path, &how) })
 		if !errors.Is(err, unix.EAGAIN) {
 			break
 		}

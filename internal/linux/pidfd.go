@@ -10,7 +10,7 @@ import (
 // good, while the number may be given to another one.
 func OpenPidfd(pid int) (int, error) {
 	// Pidfds are always close-on-exec (pidfd_open(2)).
-	fd, err := retryInt(func() (int, error) { return unix.PidfdOpen(pid, 0) })
+	fd, err := RetryInt(func() (int, error) { return unix.PidfdOpen(pid, 0) })
 	if err != nil {
 		return -1, fmt.Errorf("pidfd_open %d: %w", pid, err)
 	}

@@ -99,7 +99,7 @@ func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 // OpenNull opens /dev/null for reading. os.Open would have the runtime try to
 // poll it, in six system calls.
 func OpenNull() (*os.File, error) {
-	fd, err := retryInt(func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	fd, err := RetryInt(func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", os.DevNull, err)
 	}

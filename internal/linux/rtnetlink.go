@@ -82,7 +82,7 @@ func routeRequest(kind, flags uint16, body []byte) error {
 		return fmt.Errorf("send: %w", err)
 	}
 	reply := make([]byte, unix.Getpagesize())
-	n, err := retryInt(func() (int, error) {
+	n, err := RetryInt(func() (int, error) {
 		n, _, err := unix.Recvfrom(fd, reply, 0)
 		return n, err
 	})

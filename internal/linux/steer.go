@@ -39,7 +39,7 @@ func OpenSteering(addr netip.Addr, listener int) (_ *Steering, err error) {
 	if s.program, err = loadSteering(steeringProgram(addr, s.ports, s.sockets)); err != nil {
 		return nil, err
 	}
-	ns, err := retryInt(func() (int, error) {
+	ns, err := RetryInt(func() (int, error) {
 		return unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 // SyncFilesystem writes out the filesystem that path is on (syncfs(2)). Before
 // Linux 5.8 write errors go unreported.
 func SyncFilesystem(path string) error {
-	fd, err := retryInt(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	fd, err := RetryInt(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}

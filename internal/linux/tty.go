@@ -11,7 +11,7 @@ import (
 // by the runtime: Close interrupts a read on it, and nobody may call its Fd
 // method, which would make it blocking again. The caller closes both.
 func OpenTTY() (master, slave *os.File, err error) {
-	fd, err := retryInt(func() (int, error) {
+	fd, err := RetryInt(func() (int, error) {
 		return unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {

@@ -30,7 +30,7 @@ func ListenVsock(port uint32) (int, error) {
 // is EAGAIN, as it is: accept loops look at it.
 func AcceptVsock(fd int) (conn int, cid, port uint32, err error) {
 	var from unix.Sockaddr
-	err = retry(func() error {
+	err = Retry(func() error {
 		conn, from, err = unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
 		return err
 	})

@@ -18,9 +18,12 @@ type siginfo struct {
 func Exited() (pid int, err error) {
 	var info siginfo
 	const how = unix.WEXITED | unix.WNOHANG | unix.WNOWAIT
-	_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)), how, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(info.pid), nil
+	err = Retry(func() error {
+		_, _, errno := unix.RawSyscall6(unix.SYS_WAITID, unix.P_ALL, 0, uintptr(unsafe.Pointer(&info)), how, 0, 0)
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+	return int(info.pid), err //nolint:wrapcheck // ECHILD is the rule, and not told
 }

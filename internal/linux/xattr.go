@@ -113,7 +113,7 @@ func (x *Xattrs) read(f func([]byte) (int, error)) ([]byte, error) {
 		x.buf = make([]byte, xattrBuffer)
 	}
 	for {
-		n, err := retryInt(func() (int, error) { return f(x.buf) })
+		n, err := RetryInt(func() (int, error) { return f(x.buf) })
 		if errors.Is(err, unix.ERANGE) && len(x.buf) < xattrMax {
 			x.buf = make([]byte, xattrMax)
 			continue

@@ -116,10 +116,7 @@ func (r *Reaper) collect() (after []func()) {
 	defer r.mu.Unlock()
 	for {
 		pid, err := linux.Exited()
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err != nil || pid == 0: // no children, or none that has exited
+		if err != nil || pid == 0 { // no children, or none that has exited
 			return after
 		}
 		if f := r.reap(pid, r.whose(pid)); f != nil {
@@ -133,10 +130,10 @@ func (r *Reaper) collect() (after []func()) {
 func (r *Reaper) reap(pid int, c *Child) (afterExit func()) {
 	var ws unix.WaitStatus
 	var ru unix.Rusage
-	_, err := unix.Wait4(pid, &ws, 0, &ru)
-	for errors.Is(err, unix.EINTR) {
-		_, err = unix.Wait4(pid, &ws, 0, &ru)
-	}
+	_ = linux.Retry(func() error { // nobody else waits: it cannot fail
+		_, err := unix.Wait4(pid, &ws, 0, &ru)
+		return err
+	})
 	if c == nil {
 		r.orphans.Add(1)
 		return nil

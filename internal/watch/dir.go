@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // filesystem is a statfs magic number (statfs(2)).
@@ -15,16 +17,10 @@ type filesystem int64
 
 func filesystemOf(fd int) (filesystem, error) {
 	var st unix.Statfs_t
-	for {
-		err := unix.Fstatfs(fd, &st)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return 0, fmt.Errorf("fstatfs: %w", err)
-		}
-		return filesystem(uint32(st.Type)), nil // its sign depends on the machine
+	if err := linux.Retry(func() error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return 0, fmt.Errorf("fstatfs: %w", err)
 	}
+	return filesystem(uint32(st.Type)), nil // its sign depends on the machine
 }
 
 // network reports whether others may change the filesystem unseen. FUSE counts

@@ -178,10 +178,7 @@ func (w *Watcher) announce(s slot, announce, listing bool) {
 func (w *Watcher) list(fd int, n *node) {
 	var below []string
 	for w.err == nil {
-		size, err := unix.Getdents(fd, w.entries)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
+		size, err := linux.RetryInt(func() (int, error) { return unix.Getdents(fd, w.entries) })
 		if err != nil {
 			if !gone(err) {
 				w.fail(fmt.Errorf("list %s: %w", n.path(), err))
