@@ -162,6 +162,26 @@ func TestFilesAccess(t *testing.T) {
 	}
 }
 
+// swap exchanges two names for each other, back and forth, until settle is called.
+func swap(a, b string) (settle func()) {
+	over := make(chan struct{})
+	var swapping sync.WaitGroup
+	swapping.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+				_ = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+			}
+		}
+	})
+	return func() {
+		close(over)
+		swapping.Wait()
+	}
+}
+
 // TestFilesSwappedLink swaps a directory on the way for a link to a directory of
 // root's, back and forth, under running uploads, unpackings, composings,
 // patches and downloads of a confined user. None ever reaches through it.
@@ -174,18 +194,7 @@ func TestFilesSwappedLink(t *testing.T) {
 	must(t, os.Symlink(private, home+"/other"))
 	before := contentsOf(t, private)
 
-	over := make(chan struct{})
-	var swapping sync.WaitGroup
-	swapping.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, home+"/way", unix.AT_FDCWD, home+"/other", unix.RENAME_EXCHANGE)
-			}
-		}
-	})
+	settle := swap(home+"/way", home+"/other")
 	archive := tarred(t, tarFile("way/f", "alice"), tarFile("way/g", "alice"),
 		entry{Header: tar.Header{Name: "way/h", Typeflag: tar.TypeLink, Linkname: "way/f"}})
 	requests := map[string]func(i int) (reply, error){
@@ -245,8 +254,7 @@ func TestFilesSwappedLink(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	close(over)
-	swapping.Wait()
+	settle()
 	if after := contentsOf(t, private); after != before {
 		t.Errorf("was %s\nis %s", before, after)
 	}

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"connectrpc.com/connect"
-	"golang.org/x/sys/unix"
 
 	pb "github.com/wrenn/envd/gen/filesystem"
 	"github.com/wrenn/envd/internal/guest"
@@ -36,18 +34,7 @@ func TestWatchSwappedMagicLink(t *testing.T) {
 	must(t, os.Symlink(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), open.Fd()), home+"/other"))
 	leaktest.Check(t)
 
-	over := make(chan struct{})
-	var swapping sync.WaitGroup
-	swapping.Go(func() {
-		for {
-			select {
-			case <-over:
-				return
-			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, home+"/way", unix.AT_FDCWD, home+"/other", unix.RENAME_EXCHANGE)
-			}
-		}
-	})
+	settle := swap(home+"/way", home+"/other")
 	s := &filesystemService{Config{Settings: guest.NewStore(guest.Settings{}), UserAccess: true}}
 	ctx := context.WithValue(t.Context(), accountKey{}, guest.Account{UID: aliceUID, GID: aliceGID, Home: home})
 	watched, refused := 0, 0
@@ -72,8 +59,7 @@ func TestWatchSwappedMagicLink(t *testing.T) {
 			}
 		}
 	}
-	close(over)
-	swapping.Wait()
+	settle()
 	if watched == 0 || refused == 0 {
 		t.Errorf("%d watches, %d refused", watched, refused)
 	}

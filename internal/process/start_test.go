@@ -282,16 +282,23 @@ func TestStartedProgramSees(t *testing.T) {
 	})
 }
 
+// freezer answers what freezes ("1") and thaws ("0") the group that all commands
+// without a terminal are in.
+func freezer(t *testing.T, r *rig) (freeze func(on string)) {
+	t.Helper()
+	p, rd := r.start(spec("true"))
+	file := filepath.Join(filepath.Dir(p.group.Dir().Name()), "cgroup.freeze")
+	_, exit := rd.all()
+	wantExit(t, exit, "exit status 0")
+	return func(on string) { must(t, os.WriteFile(file, []byte(on), 0)) }
+}
+
 // TestStuckStart checks a program that the kernel does not get to run for a
 // while, as on a file system whose server is away: others start and end
 // meanwhile, the collector goes on, and it starts once it can.
 func TestStuckStart(t *testing.T) {
 	r := newRig(t, DefaultConfig(), true)
-	p, rd := r.start(spec("true"))
-	file := filepath.Join(filepath.Dir(p.group.Dir().Name()), "cgroup.freeze")
-	_, exit := rd.all()
-	wantExit(t, exit, "exit status 0")
-	freeze := func(on string) { must(t, os.WriteFile(file, []byte(on), 0)) }
+	freeze := freezer(t, r)
 	freeze("1")
 	defer freeze("0")
 	var stuck sync.WaitGroup
@@ -305,8 +312,8 @@ func TestStuckStart(t *testing.T) {
 	runtime.GC()
 	terminal := spec("true")
 	terminal.Terminal = &Size{Cols: 80, Rows: 24}
-	_, rd = r.start(terminal) // in another group
-	_, exit = rd.all()
+	_, rd := r.start(terminal) // in another group
+	_, exit := rd.all()
 	wantExit(t, exit, "exit status 0")
 	freeze("0")
 }
@@ -315,11 +322,7 @@ func TestStuckStart(t *testing.T) {
 // its end.
 func TestCloseWithAStuckStart(t *testing.T) {
 	r := newRig(t, DefaultConfig(), true)
-	p, rd := r.start(spec("true"))
-	file := filepath.Join(filepath.Dir(p.group.Dir().Name()), "cgroup.freeze")
-	_, exit := rd.all()
-	wantExit(t, exit, "exit status 0")
-	must(t, os.WriteFile(file, []byte("1"), 0))
+	freezer(t, r)("1")
 	var stuck sync.WaitGroup
 	table := r.table
 	stuck.Go(func() {
