@@ -7,9 +7,10 @@ import (
 )
 
 // coldStart compares the time from the start of the program to its first
-// answer to GET /health with that of a bare TCP server.
+// answer to GET /health with that of a bare TCP server, and with that of a bare
+// connect-go server: what a daemon that speaks these protocols cannot be without.
 func coldStart(b *bench) ([]row, error) {
-	var ours, floor []time.Duration
+	var ours, floor, bare []time.Duration
 	for range pick(b, 30, 3) {
 		for _, side := range []struct {
 			took *[]time.Duration
@@ -18,6 +19,7 @@ func coldStart(b *bench) ([]row, error) {
 		}{
 			{&ours, "envd", []string{"--isnotfc", "--cgroup-root", b.group}},
 			{&floor, "listen", nil},
+			{&bare, "rpc", nil},
 		} {
 			took, err := b.timeStart(side.name, side.args...)
 			if err != nil {
@@ -26,7 +28,11 @@ func coldStart(b *bench) ([]row, error) {
 			*side.took = append(*side.took, took)
 		}
 	}
-	return []row{limit("cold start to /health", "ms", millis(median(ours)), millis(median(floor)), 1.5)}, nil
+	took := millis(median(ours))
+	return []row{
+		limit("cold start to /health", "ms", took, millis(median(floor)), 1.5),
+		limit("same, bare connect-go", "ms", took, millis(median(bare)), 1.1),
+	}, nil
 }
 
 func (b *bench) timeStart(name string, args ...string) (time.Duration, error) {
