@@ -197,7 +197,7 @@ func (c *Cursor) pull(linger time.Duration) {
 // and nobody else does.
 func (c *Cursor) drive() bool {
 	o := c.o
-	if len(o.cursors) != 1 || o.pull == nil || len(c.kept) > 0 || c.at < o.end {
+	if o.readers != 1 || o.pull == nil || len(c.kept) > 0 || c.at < o.end {
 		return false
 	}
 	o.driver = c

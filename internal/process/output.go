@@ -51,8 +51,8 @@ const (
 // cursor has not read is dropped when it leaves the window, and that cursor is
 // then cut off. With no cursor attached, writers never wait.
 //
-// A cursor that is alone reads the source itself while there is something to
-// read, and the pumps stand by: a busy stream then stays on one goroutine and
+// A cursor that is alone, but for such as were cut off, reads the source itself
+// while there is something to read, and the pumps stand by: a busy stream then stays on one goroutine and
 // in one processor's cache, instead of being handed over for each piece.
 //
 // The process's pumps write and one handler per cursor reads; there is no
@@ -136,7 +136,7 @@ func (o *Output) spared() {
 // hasRoom tells whether a chunk more stays within the window or can make the
 // oldest go. A writer that has room overshoots the window by one burst at most.
 func (o *Output) hasRoom() bool {
-	if o.driver != nil && len(o.cursors) == 1 {
+	if o.driver != nil && o.readers == 1 {
 		return false // it sees to it
 	}
 	return o.cost < o.limit() || o.evictable()

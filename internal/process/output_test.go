@@ -140,6 +140,36 @@ func TestOutputSlowCursorIsCutOff(t *testing.T) {
 	fast.c.Close()
 }
 
+// A reader that was cut off and is stuck on its connection does not keep the
+// other from reading the source itself, as one does that may read on.
+func TestOutputAloneBesideOneCutOff(t *testing.T) {
+	const window = 128 << 10
+	w := newLog(window)
+	pulled := 0
+	w.o.pull = func(time.Duration) {
+		pulled++
+		if w.hasRoom() {
+			t.Error("a pump reads as well")
+		}
+	}
+	fast, slow := w.attach(t, 0), w.attach(t, 0)
+	for pulled == 0 && w.end < 4*window {
+		if !w.put(Stdout, 10_000) {
+			t.Fatal("the slow cursor holds the writer back")
+		}
+		for range 2 { // the second time it has read everything
+			if _, err := fast.take(32 << 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if pulled == 0 || !slow.c.Behind() {
+		t.Fatalf("pulled %d times; the other is behind: %v", pulled, slow.c.Behind())
+	}
+	fast.c.Close()
+	slow.c.Close()
+}
+
 // Who attaches in the past while output floods has the whole window's time to
 // catch up.
 func TestOutputAttachInThePastWhileFlooding(t *testing.T) {
