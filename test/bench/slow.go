@@ -23,14 +23,14 @@ const besideSlow = "beside a 64 KB/s reader"
 // slowNeighbour compares the speed of a reader beside another one that takes
 // 64 KB/s with its speed alone.
 func slowNeighbour(b *bench) ([]row, error) {
-	size := pick(b, 256<<20, 32<<20)
+	size := pick(b, 512<<20, 32<<20)
 	d, err := b.daemon()
 	if err != nil {
 		return nil, err
 	}
 	defer d.stop()
 	var alone, beside []float64
-	for range pick(b, 5, 2) {
+	for range pick(b, 7, 2) {
 		r, err := b.fastReader(d, size, false)
 		if err != nil {
 			return nil, err
