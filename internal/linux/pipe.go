@@ -85,15 +85,34 @@ func Read(fd uintptr, p []byte) (int, error) {
 	}
 }
 
-// AwaitInput blocks the thread until there is input, or its end, on one of
-// fds, for limit at most. It tells whether there is some on the last one.
+// AwaitInput blocks the thread until there is input on one of fds, for limit at
+// most. One whose other side is closed has none. It tells whether there is some
+// on the last one.
 func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 	polls := make([]unix.PollFd, len(fds))
 	for i, fd := range fds {
 		polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	}
-	_, _ = unix.Poll(polls, int(limit.Milliseconds())) // a signal ends it early: no harm
-	return polls[len(polls)-1].Revents != 0
+	for end := time.Now().Add(limit); limit > 0; limit = time.Until(end) {
+		timeout := unix.NsecToTimespec(limit.Nanoseconds())
+		_, err := unix.Ppoll(polls, &timeout, nil)
+		if err != nil {
+			continue // a signal
+		}
+		over := true
+		for i := range polls {
+			switch p := &polls[i]; {
+			case p.Revents&(unix.POLLIN|unix.POLLNVAL) != 0:
+				return polls[len(polls)-1].Revents&unix.POLLIN != 0
+			case p.Revents != 0: // POLLHUP cannot be left out
+				p.Fd, over = -1, false
+			}
+		}
+		if over {
+			break
+		}
+	}
+	return false
 }
 
 // OpenNull opens /dev/null for reading. os.Open would have the runtime try to

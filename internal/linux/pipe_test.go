@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -123,5 +125,61 @@ func TestPipeErrorsNameTheCall(t *testing.T) {
 	}
 	if err := SetTTYSize(bad, 1, 1); !errors.Is(err, unix.EBADF) {
 		t.Errorf("tty size: %v, want EBADF", err)
+	}
+}
+
+// TestAwaitInput waits on two pipes and, as the last, on a child that ends when
+// its input does.
+func TestAwaitInput(t *testing.T) {
+	leaktest.Check(t)
+	const short, long = 30 * time.Millisecond, 10 * time.Second
+	var read, write [2]*os.File
+	for i := range read {
+		var err error
+		read[i], write[i], err = os.Pipe()
+		must(t, err)
+		defer read[i].Close()
+		defer write[i].Close()
+	}
+	child := exec.Command("cat")
+	input, err := child.StdinPipe()
+	must(t, err)
+	must(t, child.Start())
+	pidfd, err := OpenPidfd(child.Process.Pid)
+	must(t, err)
+	defer unix.Close(pidfd)
+	await := func(limit time.Duration) (last bool, took time.Duration) {
+		began := time.Now()
+		last = AwaitInput(limit, int(read[0].Fd()), int(read[1].Fd()), pidfd)
+		return last, time.Since(began)
+	}
+
+	if last, took := await(short); last || took < short {
+		t.Errorf("nothing: %v after %v", last, took)
+	}
+	_, err = write[1].WriteString("x")
+	must(t, err)
+	if last, took := await(long); last || took > long/2 {
+		t.Errorf("input: %v after %v", last, took)
+	}
+	_, err = read[1].Read(make([]byte, 1))
+	must(t, err)
+	must(t, write[0].Close())
+	if last, took := await(short); last || took < short {
+		t.Errorf("the end of one: %v after %v", last, took)
+	}
+	must(t, write[1].Close())
+	time.AfterFunc(short, func() { _ = input.Close() })
+	interrupted := time.AfterFunc(short/2, func() { _ = unix.Kill(os.Getpid(), unix.SIGURG) })
+	defer interrupted.Stop()
+	if last, took := await(long); !last || took < short/2 || took > long/2 {
+		t.Errorf("the end of all, the last after a moment: %v after %v", last, took)
+	}
+	must(t, child.Wait())
+	if !AwaitInput(long, -2, pidfd) { // a negative one is passed over
+		t.Error("a child that has been reaped does not count as ended")
+	}
+	if last := AwaitInput(long, 1<<20, int(read[0].Fd())); last {
+		t.Error("what is not open has input")
 	}
 }

@@ -319,7 +319,8 @@ func (p *Process) pull(linger time.Duration) {
 	}
 }
 
-// linger waits for output or the leader's end.
+// linger waits for output or the leader's end. The end of the output comes while
+// the leader is on its way out, and to hand over then would be in vain.
 func (p *Process) linger(limit time.Duration, pumps []*pump) {
 	defer p.table.lingering.Add(-1)
 	if p.table.lingering.Add(1) > maxLingering {
