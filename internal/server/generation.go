@@ -21,6 +21,9 @@ const (
 	// was read is a request by then, also on a machine without time.
 	quietTime   = 10 * time.Millisecond
 	surelyQuiet = 100 * time.Millisecond
+	// surelySent is that of one on which the end of the last response is to be
+	// sent yet, unless the client has reset that stream: to close it loses an answer.
+	surelySent = time.Second
 	// lookPause lies between two looks at connections that are to be closed.
 	lookPause = 3 * time.Millisecond
 	// restLooks bounds how often Rest looks.
@@ -195,8 +198,7 @@ func (c *conn) idle() bool {
 func (c *conn) retire() {
 	reads := c.reads.Load()
 	still := c.still()
-	told := http.ConnState(c.state.Load()) == http.StateIdle && reads == c.idleReads.Load() && (!c.h2.Load() || c.wrote.Load())
-	if !c.idle() || still < quietTime || still < surelyQuiet && !told || c.writing.Load() || c.readable() ||
+	if !c.idle() || still < c.restTime(reads) || c.writing.Load() || c.readable() ||
 		!c.reads.CompareAndSwap(reads, reads|refused) {
 		return
 	}
@@ -204,6 +206,19 @@ func (c *conn) retire() {
 		c.sayGoodbye()
 	}
 	_ = c.socket.Close() // its goroutine notices
+}
+
+// restTime is for how long nothing may have moved on the connection, which has
+// returned that many reads, for it to be at rest.
+func (c *conn) restTime(reads uint64) time.Duration {
+	switch {
+	case c.h2.Load() && !c.wrote.Load():
+		return surelySent
+	case http.ConnState(c.state.Load()) != http.StateIdle || reads != c.idleReads.Load():
+		return surelyQuiet
+	default:
+		return quietTime
+	}
 }
 
 // goaway is a frame that says: no stream above 0 was or will be processed, and

@@ -407,3 +407,36 @@ func TestRestSparesFirstRequests(t *testing.T) {
 		t.Errorf("silent since after: %v", err)
 	}
 }
+
+// TestRestTime checks for how long a connection is waited for: on HTTP/2, net/http
+// calls it idle before the last answer is sent, and a slow machine may leave
+// any time in between.
+func TestRestTime(t *testing.T) {
+	for name, row := range map[string]struct {
+		state     http.ConnState
+		h2, wrote bool
+		unread    bool // something was read since it became idle
+		want      time.Duration
+	}{
+		"new":                        {http.StateNew, false, false, false, surelyQuiet},
+		"HTTP/1.1":                   {http.StateIdle, false, false, false, quietTime},
+		"HTTP/1.1, read":             {http.StateIdle, false, true, true, surelyQuiet},
+		"HTTP/2, answered":           {http.StateIdle, true, true, false, quietTime},
+		"HTTP/2, answered, read":     {http.StateIdle, true, true, true, surelyQuiet},
+		"HTTP/2, not answered":       {http.StateIdle, true, false, false, surelySent},
+		"HTTP/2, not answered, read": {http.StateIdle, true, false, true, surelySent},
+	} {
+		var c conn
+		c.state.Store(int32(row.state))
+		c.h2.Store(row.h2)
+		c.wrote.Store(row.wrote)
+		reads := uint64(7)
+		c.idleReads.Store(reads)
+		if row.unread {
+			reads++
+		}
+		if got := c.restTime(reads); got != row.want {
+			t.Errorf("%s: %v, want %v", name, got, row.want)
+		}
+	}
+}
