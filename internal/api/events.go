@@ -48,8 +48,12 @@ func exitMessage(e *process.Exit) *pb.ProcessEvent_EndEvent {
 }
 
 func processMessage(p *process.Process) *pb.ProcessInfo {
+	config, kept := p.Label().(*pb.ProcessConfig)
+	if !kept {
+		config = &pb.ProcessConfig{Cmd: p.Name}
+	}
 	info := &pb.ProcessInfo{
-		Config:      p.Label.(*pb.ProcessConfig),
+		Config:      config,
 		Pid:         uint32(p.Pid()),
 		StartedAt:   timestamppb.New(p.Started),
 		State:       pb.ProcessState_PROCESS_STATE_RUNNING,

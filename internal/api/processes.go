@@ -12,6 +12,7 @@ import (
 
 	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	pb "github.com/wrenn/envd/gen/process"
 	"github.com/wrenn/envd/gen/process/processconnect"
@@ -201,7 +202,7 @@ func NewSpec(req *pb.StartRequest, acct guest.Account, settings *guest.Settings)
 			CPUMillicores: req.Limits.GetCpuMaxMillicores(),
 			Pids:          req.Limits.GetPidsMax(),
 		},
-		Label: req.Process,
+		Label: req.Process, LabelCost: proto.Size(req.Process),
 	}
 	var err error
 	if req.Pty != nil {

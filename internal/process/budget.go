@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// Budget bounds what the logs of all processes keep together. Past it, the
-// logs of ended processes go first, oldest first; then busy logs keep less.
+// Budget bounds what the logs of all processes, with their labels, keep together.
+// Past it, the logs of ended processes go first, oldest first; then busy logs keep less.
 // It is safe for concurrent use.
 type Budget struct {
 	limit int64 // bytes

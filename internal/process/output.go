@@ -74,6 +74,9 @@ type Output struct {
 	waiting []*pump     // for room
 	spare   *time.Timer // runs spared; nil when nobody is spared
 	exit    *Exit       // set once by finish
+	// label is kept with the log and goes with it; at labelCost bytes.
+	label     any
+	labelCost int
 	// driver is the cursor that reads the source, while it is the only one.
 	driver *Cursor
 	// pull reads the source into the log. It does not wait or, to linger, for a
@@ -289,10 +292,28 @@ func (o *Output) finish(e Exit) {
 	resume(resumed)
 }
 
+// carry has the log keep label, which takes cost bytes.
+func (o *Output) carry(label any, cost int) {
+	o.mu.Lock()
+	o.label, o.labelCost = label, cost
+	o.budget.add(cost)
+	o.mu.Unlock()
+	o.budget.reclaim()
+}
+
+// carried is the label; nil once it has been dropped.
+func (o *Output) carried() any {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.label
+}
+
 // drop gives up what is kept, as far as no attached cursor has yet to read it.
 func (o *Output) drop() {
 	o.mu.Lock()
 	o.window = 0
+	o.budget.add(-o.labelCost)
+	o.label, o.labelCost = nil, 0
 	resumed := o.moved()
 	o.mu.Unlock()
 	resume(resumed)

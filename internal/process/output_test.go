@@ -385,6 +385,51 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// What is to be seen of commands in a listing is within the budget as well: that
+// of ended ones goes first, and that of running ones stays.
+func TestBudgetOfLabels(t *testing.T) {
+	const cost = 100 << 10
+	cfg := DefaultConfig()
+	cfg.Total = 5*cost + cost/2
+	r := newRig(t, cfg, false)
+	labelled := func(s *Spec, label int) *Spec {
+		s.Label, s.LabelCost = label, cost
+		return s
+	}
+	running, rd := r.start(labelled(withStdin(shell("read line")), -1))
+	var ended []*Process
+	for i := range 10 {
+		p, rd := r.start(labelled(spec("true"), i))
+		rd.all()
+		rd.close()
+		ended = append(ended, p)
+		if used := r.table.budget.used.Load(); used > cfg.Total {
+			t.Errorf("%d bytes kept, budget %d", used, cfg.Total)
+		}
+	}
+	for i, p := range ended {
+		eventually(t, "the oldest to go", func() bool {
+			if i < 6 {
+				return p.Label() == nil
+			}
+			return p.Label() == i
+		})
+		if p.Name != "true" || p.Exit() == nil {
+			t.Errorf("what is left is %q, %v", p.Name, p.Exit())
+		}
+	}
+	if running.Label() != -1 {
+		t.Errorf("the running one has %v", running.Label())
+	}
+	must(t, running.CloseStdin())
+	rd.all()
+	rd.close()
+	before := r.table.budget.used.Load()
+	if _, _, err := r.table.Start(labelled(spec("no-such-command"), 0)); err == nil || r.table.budget.used.Load() != before {
+		t.Errorf("%v; %d bytes kept of what did not start", err, r.table.budget.used.Load()-before)
+	}
+}
+
 // A reader that was here a moment ago is not cut off by one whose connection
 // swallows a window at once; one that stays away is. One for which there was
 // nothing to read was not away.

@@ -19,7 +19,7 @@ var ErrFinished = errors.New("process has ended")
 
 // Process is a started command. Table.Start makes it; it ends by itself.
 type Process struct {
-	Label   any    // Spec.Label
+	Name    string // Spec.Name
 	Tag     string // "" when HasTag is false
 	HasTag  bool
 	Started time.Time
@@ -53,6 +53,9 @@ type Process struct {
 
 // Pid is the leader's process id.
 func (p *Process) Pid() int { return p.child.Pid() }
+
+// Label is that of the Spec; nil when it was given up with the output.
+func (p *Process) Label() any { return p.out.carried() }
 
 // Attach opens a cursor on the output at offset; see Output.Attach.
 func (p *Process) Attach(offset int64) (*Cursor, error) { return p.out.Attach(offset) }

@@ -38,8 +38,9 @@ type Spec struct {
 	Limits  Limits
 
 	// Label is what the caller wants to see again in a listing. The package
-	// does not look at it.
-	Label any
+	// does not look at it. It takes LabelCost bytes, and is kept as the output is.
+	Label     any
+	LabelCost int
 }
 
 func (s *Spec) class() cgroup.Class {

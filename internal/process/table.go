@@ -175,7 +175,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 		return nil, nil, err
 	}
 	p := &Process{
-		Label: spec.Label, Tag: spec.Tag, HasTag: spec.HasTag, Started: time.Now(),
+		Name: spec.Name, Tag: spec.Tag, HasTag: spec.HasTag, Started: time.Now(),
 		serial: serial, table: t, group: group,
 		terminal: spec.Terminal != nil,
 		out:      newOutput(t.cfg.Window, t.budget),
@@ -219,6 +219,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	if p.terminal {
 		p.tty = files.takeTTY()
 	}
+	p.out.carry(spec.Label, spec.LabelCost)
 	t.register(p)
 	if spec.Timeout > 0 {
 		p.after(spec.Timeout, p.timeOut)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,42 @@ func TestFlagsCommand(t *testing.T) {
 		if err := d.stop(); err != nil {
 			t.Errorf("%v\n%s", err, d.log)
 		}
+	}
+}
+
+// TestFlagsOutputTotal checks that what ended commands were started with is within
+// that limit as well: a listing then names the command alone, and how it ended.
+func TestFlagsOutputTotal(t *testing.T) {
+	t.Parallel()
+	ownBinary(t)
+	d := &daemon{name: "total"}
+	if err := d.start("--output-total", "200000"); err != nil {
+		t.Fatal(err)
+	}
+	c := &call{t: t, d: d, kind: "connect-proto-h2c", caller: newConnect(d, http2())}
+	ctx := bounded(t)
+	const commands = 5
+	for i := range commands {
+		req := sh("exit 3", strings.Repeat("x", 60_000))
+		req.Tag = proto.String(fmt.Sprint(i))
+		c.start(ctx, req).exit(3)
+	}
+	var whole []string
+	list := c.list(ctx, true)
+	for _, p := range list {
+		if p.Config.Cmd != sh("").Process.Cmd || p.End.GetExitCode() != 3 {
+			t.Errorf("listed: %v", p)
+		}
+		if len(p.Config.Args) > 0 {
+			whole = append(whole, p.GetTag())
+		}
+	}
+	slices.Sort(whole)
+	if len(list) != commands || !slices.Equal(whole, []string{"2", "3", "4"}) {
+		t.Errorf("%d listed, whole are %v", len(list), whole)
+	}
+	if err := d.stop(); err != nil {
+		t.Errorf("%v\n%s", err, d.log)
 	}
 }
 
