@@ -11,6 +11,30 @@ import (
 	"github.com/wrenn/envd/internal/leaktest"
 )
 
+// TestIdleMakeRoom checks that connections which are idle go when others wait, and
+// busy ones stay.
+func TestIdleMakeRoom(t *testing.T) {
+	leaktest.Check(t)
+	st := newStream()
+	s := open(t, st, quiet())
+	s.conns.crowded = 200 * time.Millisecond
+	for range cap(s.conns.places) - 3 { // one is taken before there is somebody to accept
+		s.conns.places <- struct{}{}
+	}
+	run(t, s)
+	busy := get(t, client(t, false), s, "/stream")
+	for range 5 {
+		_ = body(t, get(t, client(t, false), s, "/")) // and it keeps its connection
+	}
+	if n := s.open(); n > 3 {
+		t.Errorf("%d connections for 3 places", n)
+	}
+	st.release <- struct{}{}
+	if got := body(t, busy); got != "hello whole" {
+		t.Errorf("the stream got %q", got)
+	}
+}
+
 // TestConnectionsBounded checks that a connection too many waits until another
 // ends, and that one that waits does not keep the server from its end.
 func TestConnectionsBounded(t *testing.T) {

@@ -22,22 +22,27 @@ const (
 	// leave one out themselves (tcp_invalid_ratelimit), while the next comes
 	// up to two minutes later (TCP_RTO_MAX).
 	deadProbes = 2
+	// crowdedIdle is for how long a connection may be idle once all places are
+	// taken, and crowdedPause lies between two looks.
+	crowdedIdle  = 10 * time.Second
+	crowdedPause = 250 * time.Millisecond
 )
 
 // bounded leaves some of the process's descriptors for what is not a connection:
 // without, idle clients could keep the daemon from killing a command, which
-// takes one. Who comes when all places are taken waits in the kernel.
+// takes one. Who comes when all places are taken waits in the kernel until a
+// connection ends; those that are idle for a while then do.
 type bounded struct {
 	net.Listener
-	places chan struct{} // the registry takes an element out for each connection that has ended
+	conns  *registry
 	closed chan struct{}
 	end    func() // closes it
 }
 
 // bound makes a listener bounded.
-func bound(l net.Listener, places chan struct{}) bounded {
+func bound(l net.Listener, conns *registry) bounded {
 	closed := make(chan struct{})
-	return bounded{l, places, closed, sync.OnceFunc(func() { close(closed) })}
+	return bounded{l, conns, closed, sync.OnceFunc(func() { close(closed) })}
 }
 
 // Close ends an Accept that waits for a place, too: net/http waits for it
@@ -48,16 +53,36 @@ func (l bounded) Close() error {
 }
 
 func (l bounded) Accept() (net.Conn, error) {
-	select {
-	case l.places <- struct{}{}:
-	case <-l.closed:
+	if !l.enter() {
 		return nil, net.ErrClosed
 	}
 	c, err := l.Listener.Accept()
 	if err != nil {
-		<-l.places
+		<-l.conns.places
 	}
 	return c, err //nolint:wrapcheck // net/http looks at it
+}
+
+// enter takes a place, unless the listener is closed first.
+func (l bounded) enter() bool {
+	for {
+		select {
+		case l.conns.places <- struct{}{}:
+			return true
+		default:
+			l.conns.closeIdle(l.conns.crowded)
+		}
+		pause := time.NewTimer(crowdedPause)
+		select {
+		case l.conns.places <- struct{}{}:
+			pause.Stop()
+			return true
+		case <-l.closed:
+			pause.Stop()
+			return false
+		case <-pause.C:
+		}
+	}
 }
 
 // watched makes connections that notice when their peer is gone.

@@ -72,7 +72,8 @@ type registry struct {
 	idles *time.Timer        // runs sweep while a connection is open; nil before the first one
 
 	patience time.Duration // idleTimeout, but in tests
-	places   chan struct{} // an element for each connection; see bounded
+	crowded  time.Duration // crowdedIdle, but in tests
+	places   chan struct{} // an element for each connection, until it has ended; see bounded
 
 	resting atomic.Bool
 	// sparing is set while net/http is told to stop keeping connections alive.
@@ -139,15 +140,22 @@ func (r *registry) sweepLater() {
 // long after the connection was cut off amid requests: it stops that timer
 // before it ends the streams, and the end of the last one starts it again.
 func (r *registry) sweep() {
+	r.closeIdle(r.patience)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.all) > 0 {
+		r.sweepLater()
+	}
+}
+
+// closeIdle closes the connections that have been idle for as long.
+func (r *registry) closeIdle(limit time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for c := range r.all {
-		if c.idle() && c.still() >= r.patience {
+		if c.idle() && c.still() >= limit {
 			c.retire()
 		}
-	}
-	if len(r.all) > 0 {
-		r.sweepLater()
 	}
 }
 

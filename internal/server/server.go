@@ -65,10 +65,10 @@ func New(handler http.Handler, log *slog.Logger, listeners ...net.Listener) *Ser
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	s := &Server{cancel: cancel}
-	s.conns.patience = idleTimeout
+	s.conns.patience, s.conns.crowded = idleTimeout, crowdedIdle
 	s.conns.places = make(chan struct{}, linux.FileLimit()/4*3)
 	for _, l := range listeners {
-		s.listeners = append(s.listeners, watched{bound(l, s.conns.places), deadCheck, &s.sent})
+		s.listeners = append(s.listeners, watched{bound(l, &s.conns), deadCheck, &s.sent})
 	}
 	s.http = &http.Server{
 		Handler:           Middleware(handler, log),
