@@ -1,8 +1,8 @@
 package cgroup
 
-// spareGroups is how many leaves of a class are made ahead. To make one takes the
-// kernel a tenth of the time from a request to its program, which goes on while
-// somebody waits; to make the next once a command has ended, nobody waits for.
+// spareGroups is how many leaves of a class are made ahead. To make one is a tenth
+// of the time from a request to its program, and somebody waits for that; nobody
+// does once a command has ended.
 const spareGroups = 2
 
 // takeSpare answers a leaf that was made ahead, or nil.

@@ -13,9 +13,9 @@ import (
 const monitorSlack = 500 * time.Microsecond
 
 // calmMonitor gives the runtime's monitor thread (sysmon) a timer slack. From
-// the first system call after a rest that thread wakes up every 20 µs, a few
-// dozen times for each command, to look for goroutines that hold up others. On a
-// virtual machine each time costs as much as a system call of the command's.
+// the first system call after a rest that thread wakes up every 20 µs, a dozen
+// times for a command, to look for goroutines that hold up others. On a virtual
+// machine that is a quarter of the processor time that a command costs us.
 // It takes CAP_SYS_NICE.
 func calmMonitor() error {
 	tid, err := monitorThread()

@@ -52,8 +52,9 @@ const (
 // then cut off. With no cursor attached, writers never wait.
 //
 // A cursor that is alone, but for such as were cut off, reads the source itself
-// while there is something to read, and the pumps stand by: a busy stream then stays on one goroutine and
-// in one processor's cache, instead of being handed over for each piece.
+// while there is something to read, and the pumps stand by: a busy stream then
+// stays on one goroutine and in one processor's cache, instead of being handed
+// over for each piece.
 //
 // The process's pumps write and one handler per cursor reads; there is no
 // goroutine here. Methods are safe for concurrent use.
