@@ -229,7 +229,7 @@ func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
 		}
 	}
 	if err := h.limit(g, limits); err != nil {
-		g.remove()
+		g.discard()
 		return nil, fmt.Errorf("set up cgroup %s: %w", g.path, err)
 	}
 	return g, nil
@@ -253,7 +253,7 @@ func (h *Hierarchy) make(class Class) (*Group, error) {
 		made = err == nil
 	}
 	if err := g.openFiles(); err != nil {
-		g.remove()
+		g.discard()
 		return nil, fmt.Errorf("open cgroup %s: %w", g.path, err)
 	}
 	return g, nil

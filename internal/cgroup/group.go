@@ -23,7 +23,7 @@ type Group struct {
 	h     *Hierarchy
 	class Class
 	path  string
-	dir   *os.File // for clone only; closed by Entered, or with the group
+	dir   *os.File // for clone only; closed by Entered, or when the group is given up
 	gone  func()   // of Release; called by whoever removed the directory
 
 	// What Usage reads. To open a file takes longer than to read it, so that is
@@ -200,6 +200,16 @@ func (g *Group) Release(gone func()) {
 	}
 }
 
+// discard gives up a group that no command has: nobody waits until it is gone,
+// which is later when somebody has put a process of theirs into it.
+func (g *Group) discard() {
+	g.gone = func() {}
+	g.close()
+	if !g.remove() {
+		g.watchEmpty()
+	}
+}
+
 // watchEmpty has the hierarchy remove the group when it is empty. It tells
 // whether the group is gone already.
 func (g *Group) watchEmpty() bool {
@@ -252,11 +262,7 @@ func (g *Group) remove() bool {
 		removeBelow(g.path)
 		err = unix.Rmdir(g.path)
 	}
-	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return false
-	}
-	g.close()
-	return true
+	return err == nil || errors.Is(err, unix.ENOENT)
 }
 
 // close closes the group's files, those that there are and are open.

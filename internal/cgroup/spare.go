@@ -15,7 +15,7 @@ func (h *Hierarchy) takeSpare(c Class) *Group {
 	}
 	h.mu.Unlock()
 	if g != nil && g.Removed() { // by somebody, meanwhile
-		g.close()
+		g.discard()
 		return nil
 	}
 	return g
@@ -40,7 +40,7 @@ func (h *Hierarchy) addSpare(c Class) {
 	}
 	h.mu.Unlock()
 	if !wanted {
-		g.remove()
+		g.discard()
 	}
 }
 
@@ -62,7 +62,7 @@ func (h *Hierarchy) dropSpares(forGood bool) {
 	h.mu.Unlock()
 	for _, spares := range all {
 		for _, g := range spares {
-			g.remove()
+			g.discard()
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -73,6 +74,27 @@ func TestTrimSpares(t *testing.T) {
 	g := create(t, h)
 	must(t, child(t, g, "exit 0").Wait())
 	wait(t, "the group to be gone", release(g))
+}
+
+// A leaf made ahead into which somebody put a process goes when that has ended.
+func TestTrimSpareThatSomebodyUses(t *testing.T) {
+	h := open(t)
+	wait(t, "the group to be gone", release(create(t, h)))
+	h.mu.Lock()
+	spare := h.spares[User][0]
+	h.mu.Unlock()
+	cmd := child(t, spare, "exec sleep 60")
+	h.Trim()
+	if !exists(spare.path) {
+		t.Fatal("a group with a process is gone")
+	}
+	must(t, cmd.Process.Kill())
+	_ = cmd.Wait() // an error here is the kill
+	for end := time.Now().Add(patience); exists(spare.path); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the group is left")
+		}
+	}
 }
 
 // Who removes a leaf that was made ahead does no harm to the next command.
