@@ -95,21 +95,16 @@ func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 	}
 	for end := time.Now().Add(limit); limit > 0; limit = time.Until(end) {
 		timeout := unix.NsecToTimespec(limit.Nanoseconds())
-		_, err := unix.Ppoll(polls, &timeout, nil)
-		if err != nil {
+		if _, err := unix.Ppoll(polls, &timeout, nil); err != nil {
 			continue // a signal
 		}
-		over := true
 		for i := range polls {
 			switch p := &polls[i]; {
 			case p.Revents&(unix.POLLIN|unix.POLLNVAL) != 0:
 				return polls[len(polls)-1].Revents&unix.POLLIN != 0
 			case p.Revents != 0: // POLLHUP cannot be left out
-				p.Fd, over = -1, false
+				p.Fd = -1
 			}
-		}
-		if over {
-			break
 		}
 	}
 	return false

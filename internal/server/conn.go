@@ -65,22 +65,19 @@ func (l bounded) Accept() (net.Conn, error) {
 
 // enter takes a place, unless the listener is closed first.
 func (l bounded) enter() bool {
+	select {
+	case l.conns.places <- struct{}{}:
+		return true
+	default:
+	}
 	for {
+		l.conns.closeIdle(l.conns.crowded)
 		select {
 		case l.conns.places <- struct{}{}:
-			return true
-		default:
-			l.conns.closeIdle(l.conns.crowded)
-		}
-		pause := time.NewTimer(crowdedPause)
-		select {
-		case l.conns.places <- struct{}{}:
-			pause.Stop()
 			return true
 		case <-l.closed:
-			pause.Stop()
 			return false
-		case <-pause.C:
+		case <-time.After(crowdedPause):
 		}
 	}
 }
