@@ -55,6 +55,48 @@ func execRate(b *bench) ([]row, error) {
 	return []row{share("/bin/true, 16 clients", "/s", medianRate(ours), medianRate(floor), 0.55)}, nil
 }
 
+// execBesideIdle compares one command beside many that are at rest with one that
+// is alone: what a start takes must not grow with what runs.
+func execBesideIdle(b *bench) ([]row, error) {
+	d, err := b.daemon()
+	if err != nil {
+		return nil, err
+	}
+	defer d.stop()
+	n := pick(b, 500, 50)
+	crowd := connections{addr: d.addr, n: n}
+	defer crowd.close()
+	alone, err := medianBurst(b, d)
+	if err != nil {
+		return nil, err
+	}
+	if err := crowd.start(); err != nil {
+		return nil, err
+	}
+	time.Sleep(settleTime)
+	beside, err := medianBurst(b, d)
+	if err != nil {
+		return nil, err
+	}
+	if err := crowd.end(); err != nil {
+		return nil, err
+	}
+	return []row{limit(fmt.Sprintf("/bin/true beside %d idle commands", n), "µs", beside, alone, 1.25)}, nil
+}
+
+// medianBurst is the time of one command of one client, in microseconds.
+func medianBurst(b *bench, d *server) (float64, error) {
+	var each []time.Duration
+	for range pick(b, 5, 2) {
+		r, err := clients(d.addr, 1, pick(b, time.Second, 200*time.Millisecond))
+		if err != nil {
+			return 0, err
+		}
+		each = append(each, r.median)
+	}
+	return micros(median(each)), nil
+}
+
 // bursts runs bursts in turns, through the daemon and as the floor.
 func (b *bench) bursts(workers int) (ours, floor []burst, err error) {
 	d, err := b.daemon()

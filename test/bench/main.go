@@ -22,6 +22,7 @@ var figures = []figure{
 	{"size", binarySize},
 	{"cold", coldStart},
 	{"exec", execLatency},
+	{"exec-idle", execBesideIdle},
 	{"parallel", execRate},
 	{"stdout", stdoutSpeed},
 	{"slow", slowNeighbour},
