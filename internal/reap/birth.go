@@ -1,8 +1,10 @@
 package reap
 
 import (
+	"math"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -18,6 +20,7 @@ import (
 type birth struct {
 	child   *Child
 	process vfork.Process
+	files   slot         // what becomes its descriptors 0, 1 and 2
 	calls   []vfork.Call // what the child does, the last of which is execve
 	kept    []any        // what calls point to
 	due     time.Time    // when it is late; guarded by Reaper.mu
@@ -25,11 +28,11 @@ type birth struct {
 }
 
 // newBirth prepares all that the child is going to do.
-func newBirth(cmd *Command, limit unix.Rlimit) (*birth, error) {
-	b := &birth{child: &Child{pidfd: -1, done: make(chan struct{})}, calls: make([]vfork.Call, 0, 20)}
+func newBirth(cmd *Command, files slot, limit unix.Rlimit) (*birth, error) {
+	b := &birth{child: &Child{pidfd: -1, done: make(chan struct{})}, files: files, calls: make([]vfork.Call, 0, 20)}
 	b.call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, keep(b, new(uint64)), 0, 8)
+	b.descriptors()
 	b.call(unix.SYS_SETSID)
-	fds := b.above(cmd.Stdin, cmd.Stdout, cmd.Stderr)
 	b.priorities()
 	b.user(&cmd.User)
 	dir, err := b.string(cmd.Dir)
@@ -37,9 +40,6 @@ func newBirth(cmd *Command, limit unix.Rlimit) (*birth, error) {
 		return nil, err
 	}
 	b.call(unix.SYS_CHDIR, dir)
-	for i, fd := range fds {
-		b.call(unix.SYS_DUP3, fd, uintptr(i), 0)
-	}
 	if cmd.TTY {
 		b.call(unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 1)
 	}
@@ -49,22 +49,16 @@ func newBirth(cmd *Command, limit unix.Rlimit) (*birth, error) {
 	return b, b.exec(cmd)
 }
 
-// above answers the descriptors of files, which the child has as 3 and up: no
-// other takes their place before they are 0, 1 and 2.
-func (b *birth) above(files ...*os.File) []uintptr {
-	fds := make([]uintptr, len(files))
-	free := uintptr(3)
-	for i, f := range files {
-		fds[i] = f.Fd()
-		free = max(free, fds[i]+1)
+// firstFree is the lowest descriptor that a child has not open.
+const firstFree = 3
+
+// descriptors leaves the child with three. What else is open is closed at once,
+// not by the exec: it may be the end of another's pipe, and the exec take long.
+func (b *birth) descriptors() {
+	for i, fd := range b.files.fds {
+		b.call(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
 	}
-	for i, fd := range fds {
-		if fd < 3 {
-			fds[i] = free + uintptr(i)
-			b.call(unix.SYS_DUP3, fd, fds[i], unix.O_CLOEXEC)
-		}
-	}
-	return fds
+	b.call(unix.SYS_CLOSE_RANGE, firstFree, math.MaxUint32, 0)
 }
 
 // scoreFile is the child's own, whose mount may be missing.
@@ -75,10 +69,10 @@ const scoreFile = "/proc/self/oom_score_adj"
 func (b *birth) priorities() {
 	path, _ := b.string(scoreFile)
 	score, _ := b.string(childScore)
-	b.call(unix.SYS_CLOSE, 0) // what is opened next is 0
 	here := unix.AT_FDCWD
 	b.try(unix.SYS_OPENAT, uintptr(here), path, unix.O_WRONLY|unix.O_NONBLOCK) // whatever is there, it does not wait
-	b.try(unix.SYS_WRITE, 0, score, uintptr(len(childScore)))
+	b.try(unix.SYS_WRITE, firstFree, score, uintptr(len(childScore)))
+	b.try(unix.SYS_CLOSE, firstFree)
 	b.try(unix.SYS_SETPRIORITY, unix.PRIO_PROCESS, 0, 0)
 	b.try(unix.SYS_IOPRIO_SET, linux.IOPrioProcess, 0, linux.IOPrioDefault)
 }
@@ -152,7 +146,7 @@ func (b *birth) run(cmd *Command) error {
 	if cmd.Cgroup != nil {
 		cgroup = int(cmd.Cgroup.Fd())
 	}
-	errno := b.process.Start(cgroup, b.calls)
+	errno := b.process.Start(cgroup, slices.Max(b.files.fds[:])+1, b.calls)
 	runtime.KeepAlive(b)
 	runtime.KeepAlive(cmd)
 	if errno == 0 {
@@ -166,6 +160,10 @@ func (b *birth) run(cmd *Command) error {
 
 // pid is the child's process id, or 0 while it has none.
 func (b *birth) pid() int { return int(atomic.LoadInt32(&b.process.Pid)) }
+
+// unborn tells, once run has failed, whether not even the first of the child's
+// calls was made.
+func (b *birth) unborn() bool { return b.pid() == 0 || b.process.Step < 0 }
 
 // kill kills the child on its way, if there is one. The caller holds Reaper.mu,
 // and b is not over.

@@ -3,6 +3,7 @@ package reap
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -48,7 +49,7 @@ func TestStuckExecHoldsNobodyUp(t *testing.T) {
 	cmd := command(t, "/bin/true")
 	cmd.Cgroup = group
 	before := children(t)
-	const many = 3
+	const many = slotCount + 2 // and one that finds no slot, then
 	var stuck sync.WaitGroup
 	defer stuck.Wait()
 	for n := range many { // each is late at its own time
@@ -74,6 +75,35 @@ func TestStuckExecHoldsNobodyUp(t *testing.T) {
 	}
 	if len(r.births)+len(r.children) != 0 {
 		t.Errorf("%d births and %d children left registered", len(r.births), len(r.children))
+	}
+}
+
+// TestStuckExecHoldsNothingOpen checks that what the daemon closes, such as a
+// connection or its copy of another child's pipe, is closed, though a child is on
+// its way that had it.
+func TestStuckExecHoldsNothingOpen(t *testing.T) {
+	group := frozenGroup(t)
+	r := open(t)
+	r.patience = time.Hour
+	ours, others, err := os.Pipe()
+	must(t, err)
+	defer ours.Close()
+	cmd := command(t, "/bin/true")
+	cmd.Cgroup = group
+	before := children(t)
+	var stuck sync.WaitGroup
+	stuck.Go(func() {
+		if c, err := r.Start(cmd); !errors.Is(err, ErrStuck) {
+			t.Errorf("start in a frozen group: %v, %v", c, err)
+		}
+	})
+	defer stuck.Wait()
+	defer r.GiveUp()
+	eventually(t, "the child to be there", func() bool { return children(t) == before+1 })
+	must(t, others.Close())
+	must(t, ours.SetReadDeadline(time.Now().Add(patience)))
+	if n, err := ours.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("read %d bytes of a pipe that is closed, %v", n, err)
 	}
 }
 
@@ -176,14 +206,19 @@ func TestForkExec(t *testing.T) {
 	}
 }
 
-// TestWithoutClone3 checks that a kernel that refuses clone3 is asked once.
-func TestWithoutClone3(t *testing.T) {
+// TestKernelLacksACall checks that a kernel that refuses a call that a start
+// takes is asked once.
+func TestKernelLacksACall(t *testing.T) {
 	r := open(t)
 	exe, err := os.Executable()
 	must(t, err)
-	cmd := command(t, exe)
-	cmd.Env = append(cmd.Env, helperEnv+"=without clone3", promptExit)
-	if got := output(t, r, cmd); got != "7 true" {
-		t.Errorf("exit status and whether it is known then: %q", got)
+	for part := range refused {
+		t.Run(part, func(t *testing.T) {
+			cmd := command(t, exe)
+			cmd.Env = append(cmd.Env, helperEnv+"="+part, promptExit)
+			if got := output(t, r, cmd); got != "7 true 0" {
+				t.Errorf("exit status, whether it is known then, and orphans: %q", got)
+			}
+		})
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/wrenn/envd/internal/linux"
 )
 
-// withoutClone3 tells whether err is what a kernel before Linux 5.7 says, or a
-// container that does not let clone3(2) through.
-func withoutClone3(err error) bool {
+// kernelLacks tells whether err is what a kernel before Linux 5.9 says, or a
+// container that does not let clone3(2) or close_range(2) through.
+func kernelLacks(err error) bool {
 	return errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.E2BIG) || errors.Is(err, unix.EPERM)
 }
 

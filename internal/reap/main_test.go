@@ -45,8 +45,8 @@ func TestMain(m *testing.M) {
 		os.Exit(dispositionsMain())
 	case "limit", "limit by forkexec":
 		os.Exit(limitMain(part != "limit"))
-	case "without clone3":
-		os.Exit(withoutClone3Main())
+	case "without clone3", "without close_range":
+		os.Exit(lackingMain(refused[part]))
 	default:
 		fmt.Fprintln(os.Stderr, "unknown helper", part)
 		os.Exit(2)
@@ -246,9 +246,12 @@ func limitMain(old bool) int {
 	})
 }
 
-// withoutClone3Main is a daemon whose kernel refuses clone3.
-func withoutClone3Main() int {
-	if err := refuseClone3(); err != nil {
+// refused are calls that old kernels have not, by the part of a helper.
+var refused = map[string]uint32{"without clone3": unix.SYS_CLONE3, "without close_range": unix.SYS_CLOSE_RANGE}
+
+// lackingMain is a daemon whose kernel lacks the call with that number.
+func lackingMain(number uint32) int {
+	if err := refuse(number); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -261,17 +264,16 @@ func withoutClone3Main() int {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		fmt.Print(c.Status().Wait.ExitStatus(), r.old.Load())
+		fmt.Print(c.Status().Wait.ExitStatus(), " ", r.old.Load(), " ", r.Orphans())
 		return 0
 	})
 }
 
-// refuseClone3 has the kernel answer ENOSYS, as a container's does.
-func refuseClone3() error {
-	const clone3 = 435
+// refuse has the kernel answer ENOSYS to a call, as a container's does.
+func refuse(number uint32) error {
 	filter := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the call
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: clone3, Jf: 1},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: number, Jf: 1},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
 		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 	}

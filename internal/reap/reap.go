@@ -37,9 +37,10 @@ type Reaper struct {
 	doorbell chan os.Signal // SIGCHLD; says look, not how many
 
 	orphans  atomic.Uint64
-	old      atomic.Bool   // the kernel has no clone3(2)
+	old      atomic.Bool   // the kernel has no clone3(2), or no close_range(2)
 	patience time.Duration // execLimit
 	files    unix.Rlimit   // of a child: the daemon's, but for what Go raised
+	slots    slots         // for the descriptors of children
 
 	mu       sync.Mutex          // held while waiting
 	births   map[*birth]struct{} // guarded by mu; children on the way, until reaped
@@ -68,6 +69,7 @@ func Open() (*Reaper, error) {
 		doorbell: make(chan os.Signal, 1),
 		patience: execLimit,
 		files:    unix.Rlimit{Cur: vfork.FileLimit, Max: linux.HardFileLimit()},
+		slots:    openSlots(),
 		births:   make(map[*birth]struct{}),
 		children: make(map[int]*Child),
 	}
@@ -96,6 +98,7 @@ func (r *Reaper) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	opened.Store(false)
+	r.slots.close()
 	return r.score.close()
 }
 

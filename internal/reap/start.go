@@ -53,13 +53,18 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 	if r.old.Load() {
 		return r.forkExec(&cmd)
 	}
-	b, err := newBirth(&cmd, r.files)
+	files, err := r.slots.take([3]int{int(cmd.Stdin.Fd()), int(cmd.Stdout.Fd()), int(cmd.Stderr.Fd())})
+	if err != nil {
+		return nil, err
+	}
+	defer r.slots.give(files)
+	b, err := newBirth(&cmd, files, r.files)
 	if err != nil {
 		return nil, err
 	}
 	r.expect(b)
 	c, err := r.arrive(b, b.run(&cmd))
-	if b.pid() == 0 && withoutClone3(err) {
+	if b.unborn() && kernelLacks(err) {
 		r.old.Store(errors.Is(err, unix.ENOSYS))
 		return r.forkExec(&cmd)
 	}

@@ -3,25 +3,38 @@
 #define SYS_exit_group 231
 #define SYS_prlimit64 302
 #define SYS_clone3 435
+#define SYS_close_range 436
+#define CLOSE_RANGE_UNSHARE 2
 #define SIZEOF_clone_args 88
 #define SIZEOF_Call 56
 
-// func clone(args *cloneArgs, calls *Call, n uintptr, failed *failure) uintptr
+// func clone(args *cloneArgs, files uintptr, calls *Call, n uintptr, failed *failure) uintptr
 //
 // The new process is on the same stack, and does not use it.
-TEXT ·clone(SB),NOSPLIT,$0-40
+TEXT ·clone(SB),NOSPLIT,$0-48
 	MOVQ	args+0(FP), DI
-	MOVQ	calls+8(FP), R12
-	MOVQ	n+16(FP), R13
-	MOVQ	failed+24(FP), BX
+	MOVQ	files+8(FP), R9
+	MOVQ	calls+16(FP), R12
+	MOVQ	n+24(FP), R13
+	MOVQ	failed+32(FP), BX
 	MOVQ	$SIZEOF_clone_args, SI
 	MOVQ	$SYS_clone3, AX
 	SYSCALL
 	TESTQ	AX, AX
-	JEQ	next
-	MOVQ	AX, ret+32(FP)
+	JEQ	child
+	MOVQ	AX, ret+40(FP)
 	RET
 
+child:
+	MOVQ	R9, DI
+	MOVL	$0xffffffff, SI
+	MOVQ	$CLOSE_RANGE_UNSHARE, DX
+	MOVQ	$SYS_close_range, AX
+	SYSCALL
+	TESTQ	AX, AX
+	JEQ	next
+	INCQ	R13
+	JMP	failed
 next:
 	MOVQ	0(R12), AX
 	MOVQ	8(R12), DI
@@ -34,6 +47,7 @@ next:
 	JCS	done
 	CMPQ	48(R12), $0
 	JNE	done
+failed:
 	NEGQ	AX
 	MOVQ	AX, 0(BX)
 	MOVQ	R13, 8(BX)

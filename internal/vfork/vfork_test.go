@@ -53,10 +53,10 @@ func (l *list) vector(s ...string) uintptr {
 }
 
 // start makes a process with these calls, and waits for its end.
-func (l *list) start(t *testing.T, cgroup int) (*Process, syscall.WaitStatus) {
+func (l *list) start(t *testing.T, files int) (*Process, syscall.WaitStatus) {
 	t.Helper()
 	p := new(Process)
-	if errno := p.Start(cgroup, l.calls); errno != 0 {
+	if errno := p.Start(-1, files, l.calls); errno != 0 {
 		t.Fatalf("start: %v", syscall.Errno(errno))
 	}
 	runtime.KeepAlive(l)
@@ -92,7 +92,7 @@ func TestStart(t *testing.T) {
 	l.add(0, syscall.SYS_DUP3, w.Fd(), 1, 0)
 	l.add(0, syscall.SYS_WRITE, 1, l.text("one "), 4)
 	l.add(0, syscall.SYS_EXECVE, l.text(exe), l.vector("helper", "two"), l.vector(helperEnv, "GORACE=atexit_sleep_ms=0"))
-	p, ws := l.start(t, -1)
+	p, ws := l.start(t, int(w.Fd())+1)
 	_ = w.Close()
 	text, err := io.ReadAll(r)
 	if string(text) != "one two" || err != nil || p.Errno != 0 {
@@ -110,7 +110,7 @@ func TestFailedCall(t *testing.T) {
 	l.add(1, syscall.SYS_CHDIR, l.text("/nonexistent"))
 	l.add(0, syscall.SYS_CHDIR, l.text(strings.Repeat("x", 300)))
 	l.add(0, syscall.SYS_CHDIR, l.text("/nonexistent"))
-	p, ws := l.start(t, -1)
+	p, ws := l.start(t, 3)
 	if p.Step != 2 || syscall.Errno(p.Errno) != syscall.ENAMETOOLONG {
 		t.Errorf("call %d failed with %v", p.Step, syscall.Errno(p.Errno))
 	}
@@ -119,12 +119,38 @@ func TestFailedCall(t *testing.T) {
 	}
 }
 
+// TestDescriptors checks that the process has the low descriptors and no other,
+// and that what it does with its own leaves this one's alone.
+func TestDescriptors(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	low, high := min(r.Fd(), w.Fd()), max(r.Fd(), w.Fd())
+	var l list
+	l.add(0, syscall.SYS_CLOSE, low)
+	l.add(0, syscall.SYS_CLOSE, high)
+	if p, _ := l.start(t, int(high)); p.Step != 1 || syscall.Errno(p.Errno) != syscall.EBADF {
+		t.Errorf("call %d failed with %v", p.Step, syscall.Errno(p.Errno))
+	}
+	if _, err := w.WriteString("x"); err != nil {
+		t.Errorf("the descriptors of this process: %v", err)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if text, err := io.ReadAll(r); string(text) != "x" || err != nil {
+		t.Errorf("read %q, %v", text, err)
+	}
+}
+
 // TestNoProcess checks a clone that fails.
 func TestNoProcess(t *testing.T) {
 	var l list
 	l.add(0, syscall.SYS_SETSID)
 	p := new(Process)
-	if errno := p.Start(1<<20, l.calls); syscall.Errno(errno) != syscall.EBADF || p.Pid != 0 {
+	if errno := p.Start(1<<20, 3, l.calls); syscall.Errno(errno) != syscall.EBADF || p.Pid != 0 {
 		t.Errorf("in a cgroup that is none: %v, pid %d", syscall.Errno(errno), p.Pid)
 	}
 }
@@ -143,7 +169,7 @@ func TestPidBeforeItRuns(t *testing.T) {
 	l.add(0, syscall.SYS_CLOSE, 1<<20)
 	p := new(Process)
 	done := make(chan syscall.Errno)
-	go func() { done <- syscall.Errno(p.Start(-1, l.calls)) }()
+	go func() { done <- syscall.Errno(p.Start(-1, int(r.Fd())+1, l.calls)) }()
 	for atomic.LoadInt32(&p.Pid) == 0 {
 		runtime.Gosched()
 	}
