@@ -85,12 +85,14 @@ func (s *stdio) takeTTY() *os.File {
 	return tty
 }
 
+// closeChild closes the child's side. Again it does nothing.
 func (s *stdio) closeChild() {
 	for i, f := range s.child {
 		if f != nil && (i == 0 || f != s.child[0]) {
 			_ = f.Close()
 		}
 	}
+	s.child = [3]*os.File{}
 }
 
 func (s *stdio) closeOurs() {

@@ -219,11 +219,15 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	if p.terminal {
 		p.tty = files.takeTTY()
 	}
+	files.closeChild() // else the output of a program that is over has no end yet
 	p.out.carry(spec.Label, spec.LabelCost)
 	t.register(p)
 	if spec.Timeout > 0 {
 		p.after(spec.Timeout, p.timeOut)
 	}
+	// The program may be over already, on one processor mostly. Then the reader
+	// finds the end at its first look, and the answer is one write.
+	t.reaper.Reap()
 	p.child.AfterExit(p.leaderExited)
 	return p, cursor, nil
 }
