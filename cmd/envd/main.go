@@ -52,7 +52,7 @@ func run(args []string) int {
 	fs.TextVar(&cfg.ForwardIP, "forward-ip", netip.AddrFrom4([4]byte{169, 254, 0, 21}), "`address` where ports on loopback become reachable, empty for nowhere")
 	fs.BoolVar(&cfg.UserAccess, "user-access", false, "requests reach only files that their user may reach")
 	fs.IntVar(&output.Window, "output-window", output.Window, "output kept per process, in `bytes`")
-	fs.Int64Var(&output.Total, "output-total", output.Total, "output kept of all processes together, in `bytes`")
+	fs.Int64Var(&output.Total, "output-total", output.Total, "output and configurations kept of all processes together, in `bytes`")
 	fs.DurationVar(&output.Retain, "output-retain", output.Retain, "how `long` an ended process and its output are kept, 30s or more")
 	var level slog.Level
 	fs.TextVar(&level, "log-level", slog.LevelInfo, "least `level` to log: DEBUG, INFO, WARN or ERROR")
