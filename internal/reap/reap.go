@@ -69,7 +69,7 @@ func Open() (*Reaper, error) {
 		doorbell: make(chan os.Signal, 1),
 		patience: execLimit,
 		files:    unix.Rlimit{Cur: vfork.FileLimit, Max: linux.HardFileLimit()},
-		slots:    openSlots(),
+		slots:    openSlots(linux.FileLimit()),
 		births:   make(map[*birth]struct{}),
 		children: make(map[int]*Child),
 	}

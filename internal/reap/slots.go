@@ -21,14 +21,17 @@ type slots struct {
 	free   chan slot // of slotCount
 }
 
-// openSlots keeps as many as there are descriptors for.
-func openSlots() slots {
+// slotShare is the part of all descriptors that is kept at most: one in so many.
+const slotShare = 8
+
+// openSlots keeps as many as limit, on all descriptors, has room for.
+func openSlots(limit int) slots {
 	s := slots{free: make(chan slot, slotCount)}
 	var err error
 	if s.holder, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
 		return s
 	}
-	for range slotCount {
+	for range min(slotCount, limit/slotShare/len(slot{}.fds)) {
 		sl, err := duplicate([3]int{s.holder, s.holder, s.holder})
 		if err != nil {
 			break

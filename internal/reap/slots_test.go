@@ -15,7 +15,7 @@ import (
 // of after the start.
 func TestSlots(t *testing.T) {
 	leaktest.Check(t)
-	s := openSlots()
+	s := openSlots(1024)
 	defer s.close()
 	var many []*os.File
 	for range 100 {
@@ -63,6 +63,16 @@ func target(t *testing.T, fd int) string {
 	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 	must(t, err)
 	return name
+}
+
+// With few descriptors, most of them are left for others.
+func TestFewSlots(t *testing.T) {
+	leaktest.Check(t)
+	s := openSlots(64)
+	defer s.close()
+	if n := len(s.free); n != 2 {
+		t.Errorf("%d slots of 64 descriptors, want 2", n)
+	}
 }
 
 // Where there is no room to keep any, starts do without.
