@@ -174,7 +174,9 @@ func (d *daemon) started() {
 
 func (d *daemon) ended(p *process.Process) {
 	d.trim.touch()
-	d.Log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
+	if d.Log.Enabled(context.Background(), slog.LevelDebug) { // to make the words takes longer than to drop them
+		d.Log.Debug("process ended", "pid", p.Pid(), "status", p.Exit().String(), "output", p.Written())
+	}
 }
 
 // openServer makes the server and what only its handlers need.

@@ -19,18 +19,25 @@ const worthCollecting = 3 << 20
 
 // trimmer gives back what a burst of commands leaves once it is over: free memory
 // and, with drop, what else is kept for the next command. Between bursts it does
-// nothing.
+// nothing, and in one it is not woken.
 type trimmer struct {
 	quiet   time.Duration
 	drop    func()
 	bell    chan struct{}
+	begun   time.Time
+	touched atomic.Int64 // when something has ended last, in nanoseconds since begun
+	burst   atomic.Bool  // run will look without being rung for
 	resting atomic.Bool
+}
+
+func newTrimmer(quiet time.Duration, drop func()) *trimmer {
+	return &trimmer{quiet: quiet, drop: drop, bell: make(chan struct{}, 1), begun: time.Now()}
 }
 
 // Quiesce makes the trimmer do nothing until Resume.
 func (t *trimmer) Quiesce(context.Context) error {
 	t.resting.Store(true)
-	t.touch() // it stops its timer
+	t.ring() // it stops its timer
 	return nil
 }
 
@@ -40,12 +47,15 @@ func (t *trimmer) Resume() {
 	t.touch()
 }
 
-func newTrimmer(quiet time.Duration, drop func()) *trimmer {
-	return &trimmer{quiet: quiet, drop: drop, bell: make(chan struct{}, 1)}
-}
-
 // touch says that something has ended. It does not block.
 func (t *trimmer) touch() {
+	t.touched.Store(int64(time.Since(t.begun)))
+	if !t.burst.Load() && t.burst.CompareAndSwap(false, true) {
+		t.ring()
+	}
+}
+
+func (t *trimmer) ring() {
 	select {
 	case t.bell <- struct{}{}:
 	default:
@@ -58,17 +68,22 @@ func (t *trimmer) run(ctx context.Context) error {
 	for {
 		select {
 		case <-t.bell:
-			if t.resting.Load() {
-				timer.Stop()
-			} else {
-				timer.Reset(t.quiet)
-			}
 		case <-timer.C:
-			t.drop()
-			trim()
 		case <-ctx.Done():
 			timer.Stop()
 			return nil
+		}
+		t.burst.Store(false) // what is not seen below rings
+		quiet := time.Since(t.begun) - time.Duration(t.touched.Load())
+		switch {
+		case t.resting.Load():
+			timer.Stop()
+		case quiet < t.quiet:
+			t.burst.Store(true)
+			timer.Reset(t.quiet - quiet)
+		default:
+			t.drop()
+			trim()
 		}
 	}
 }

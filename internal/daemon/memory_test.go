@@ -91,3 +91,43 @@ func TestTrimmer(t *testing.T) {
 	}
 	trimmer.touch() // when nobody listens any more
 }
+
+// TestTrimmerSleepsThroughABurst checks that the trimmer is woken once for many
+// ends, and all the same waits for quiet after the last of them.
+func TestTrimmerSleepsThroughABurst(t *testing.T) {
+	leaktest.Check(t)
+	const quiet = 100 * time.Millisecond
+	dropped := make(chan time.Time, 1)
+	trimmer := newTrimmer(quiet, func() { dropped <- time.Now() })
+	trimmer.touch()
+	<-trimmer.bell
+	for range 10 {
+		trimmer.touch()
+	}
+	if len(trimmer.bell) > 0 {
+		t.Error("woken for the second end of a burst")
+	}
+	trimmer.bell <- struct{}{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- trimmer.run(ctx) }()
+	var last time.Time
+	for range 6 {
+		time.Sleep(quiet / 2)
+		last = time.Now()
+		trimmer.touch()
+	}
+	select {
+	case at := <-dropped:
+		if at.Sub(last) < quiet {
+			t.Errorf("dropped %v after the last end, want %v of quiet", at.Sub(last), quiet)
+		}
+	case <-time.After(limit):
+		t.Error("nothing was dropped")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
