@@ -2,6 +2,7 @@ package process
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -337,6 +338,49 @@ func TestCloseWithAStuckStart(t *testing.T) {
 		t.Errorf("closed after %v", took)
 	}
 	stuck.Wait()
+}
+
+// TestStartOnADeadFileSystem starts a program, and one in a directory, of a file
+// system whose server never answers. Neither holds up more than its own start,
+// which ends like one that is stuck.
+func TestStartOnADeadFileSystem(t *testing.T) {
+	dir := deadFileSystem(t)
+	inside := spec("true")
+	inside.Dir = filepath.Join(dir, "home")
+	for name, s := range map[string]*Spec{"program": spec(filepath.Join(dir, "program")), "directory": inside} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, DefaultConfig(), true)
+			ended := make(chan error, 1)
+			go func() { _, _, err := r.table.Start(s); ended <- err }()
+			eventually(t, "the child to be there", func() bool { return children(t) == 1 })
+			r.run(spec("true"))
+			r.reaper.GiveUp() // as it does itself when it has been patient
+			select {
+			case err := <-ended:
+				if e, ok := errors.AsType[*StartError](err); !ok || e.Kind != Unmet || !errors.Is(err, reap.ErrStuck) {
+					t.Errorf("%v", err)
+				}
+			case <-time.After(patience):
+				t.Error("the start does not end")
+			}
+		})
+	}
+}
+
+// deadFileSystem mounts one whose server takes no request.
+func deadFileSystem(t *testing.T) string {
+	t.Helper()
+	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	must(t, err)
+	dir := t.TempDir()
+	options := fmt.Sprintf("fd=%d,rootmode=40755,user_id=0,group_id=0", server.Fd())
+	err = unix.Mount("dead", dir, "fuse", unix.MS_NOSUID|unix.MS_NODEV, options)
+	t.Cleanup(func() {
+		must(t, server.Close()) // who waits for an answer has an error
+		must(t, unix.Unmount(dir, unix.MNT_DETACH))
+	})
+	must(t, err)
+	return dir
 }
 
 func TestStuckStartError(t *testing.T) {

@@ -50,7 +50,7 @@ func (e *StartError) Unwrap() error { return e.Err }
 // relative to Dir; another one is searched in PATH. It answers what to exec.
 func (s *Spec) find() (string, error) {
 	if strings.ContainsRune(s.Name, '/') {
-		return s.Name, s.runnable(s.Name)
+		return s.Name, nil // exec has the last word
 	}
 	var refused error
 	forbidden := ""
@@ -80,8 +80,8 @@ func (s *Spec) find() (string, error) {
 	return "", &StartError{Kind: NoCommand, Text: fmt.Sprintf("no such command: %q is not in PATH", s.Name)}
 }
 
-// runnable tells early what exec would refuse. It looks at the file alone:
-// whether the user can get there, exec itself finds out.
+// runnable tells what exec refuses. It looks at the file alone: whether the user
+// can get there, exec itself finds out.
 func (s *Spec) runnable(path string) error {
 	var st unix.Stat_t
 	switch err := unix.Stat(s.abs(path), &st); {
@@ -123,7 +123,7 @@ func (s *Spec) mayExecute(st *unix.Stat_t) bool {
 	return bits&0o001 != 0
 }
 
-// checkDir tells early what chdir would refuse.
+// checkDir tells what chdir refuses.
 func (s *Spec) checkDir() error {
 	var st unix.Stat_t
 	switch err := unix.Stat(s.Dir, &st); {
@@ -137,11 +137,21 @@ func (s *Spec) checkDir() error {
 	return nil
 }
 
-// startError makes sense of what the reaper's Start returned.
+// startError makes sense of what the reaper's Start returned. The directory and
+// the program are not looked at before: mostly nothing is wrong with them, and
+// on a file system that does not answer the look would never end.
 func (s *Spec) startError(path string, err error) error {
 	kind, text := Internal, "start "+path
 	if e, ok := errors.AsType[*StartError](err); ok {
 		return e
+	}
+	if !errors.Is(err, reap.ErrStuck) {
+		if e := s.checkDir(); e != nil {
+			return e
+		}
+		if e := s.runnable(path); e != nil {
+			return e
+		}
 	}
 	switch {
 	case errors.Is(err, unix.ENOENT):

@@ -138,9 +138,6 @@ func (t *Table) start(spec *Spec) (*Process, *Cursor, error) {
 	if err := spec.validate(); err != nil {
 		return nil, nil, err
 	}
-	if err := spec.checkDir(); err != nil {
-		return nil, nil, err
-	}
 	path, err := spec.find()
 	if err != nil {
 		return nil, nil, err
