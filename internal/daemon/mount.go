@@ -127,7 +127,7 @@ func (m mounter) run(ctx context.Context, args ...string) error {
 	defer null.Close()
 	child, err := m.reaper.Start(reap.Command{
 		Path: "/proc/self/exe", Args: append([]string{mountHelper}, args...), Dir: "/",
-		Stdin: null, Stdout: w, Stderr: w,
+		Stdin: linux.Descriptor(null.Fd()), Stdout: linux.Descriptor(w.Fd()), Stderr: linux.Descriptor(w.Fd()),
 	})
 	_ = w.Close() // the child has its own
 	if err != nil {

@@ -11,21 +11,21 @@ import (
 // PipeForReading makes a pipe for a child's output. Our end is non-blocking; the
 // child's end blocks, since programs do not expect EAGAIN from a pipe. The
 // caller closes both.
-func PipeForReading() (ours Descriptor, childs *os.File, err error) {
+func PipeForReading() (ours, childs Descriptor, err error) {
 	r, w, err := pipe()
 	if err != nil {
-		return -1, nil, err
+		return -1, -1, err
 	}
-	return ownEnd(r), os.NewFile(uintptr(w), "pipe write end"), nil
+	return ownEnd(r), Descriptor(w), nil
 }
 
 // PipeForWriting makes a pipe for a child's input; see PipeForReading.
-func PipeForWriting() (ours Descriptor, childs *os.File, err error) {
+func PipeForWriting() (ours, childs Descriptor, err error) {
 	r, w, err := pipe()
 	if err != nil {
-		return -1, nil, err
+		return -1, -1, err
 	}
-	return ownEnd(w), os.NewFile(uintptr(r), "pipe read end"), nil
+	return ownEnd(w), Descriptor(r), nil
 }
 
 // Descriptor is an open file that the runtime does not poll: it costs nothing
@@ -112,10 +112,10 @@ func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 
 // OpenNull opens /dev/null for reading. os.Open would have the runtime try to
 // poll it, in six system calls.
-func OpenNull() (*os.File, error) {
+func OpenNull() (Descriptor, error) {
 	fd, err := RetryInt(func() (int, error) { return unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", os.DevNull, err)
+		return -1, fmt.Errorf("open %s: %w", os.DevNull, err)
 	}
-	return os.NewFile(uintptr(fd), os.DevNull), nil
+	return Descriptor(fd), nil
 }

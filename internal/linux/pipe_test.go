@@ -15,13 +15,13 @@ import (
 
 func TestPipeModes(t *testing.T) {
 	leaktest.Check(t)
-	for name, open := range map[string]func() (Descriptor, *os.File, error){
+	for name, open := range map[string]func() (ours, childs Descriptor, err error){
 		"reading": PipeForReading, "writing": PipeForWriting,
 	} {
 		t.Run(name, func(t *testing.T) {
-			d, childs, err := open()
+			d, c, err := open()
 			must(t, err)
-			ours := d.File("ours")
+			ours, childs := d.File("ours"), c.File("child's")
 			defer ours.Close()
 			defer childs.Close()
 			wantCloseOnExec(t, ours)
@@ -43,9 +43,9 @@ func TestPipeModes(t *testing.T) {
 
 func TestPipeCloseInterruptsRead(t *testing.T) {
 	leaktest.Check(t)
-	d, childs, err := PipeForReading()
+	d, c, err := PipeForReading()
 	must(t, err)
-	ours := d.File("ours")
+	ours, childs := d.File("ours"), c.File("child's")
 	defer childs.Close()
 	ended := make(chan error)
 	reading := make(chan struct{})
@@ -63,9 +63,9 @@ func TestPipeCloseInterruptsRead(t *testing.T) {
 
 func TestPipeCloseInterruptsWrite(t *testing.T) {
 	leaktest.Check(t)
-	d, childs, err := PipeForWriting()
+	d, c, err := PipeForWriting()
 	must(t, err)
-	ours := d.File("ours")
+	ours, childs := d.File("ours"), c.File("child's")
 	defer childs.Close()
 	ended := make(chan error)
 	go func() {
@@ -82,9 +82,9 @@ func TestPipeCloseInterruptsWrite(t *testing.T) {
 
 func TestPipeBufferedReadAndGrow(t *testing.T) {
 	leaktest.Check(t)
-	d, childs, err := PipeForReading()
+	d, c, err := PipeForReading()
 	must(t, err)
-	ours := d.File("ours")
+	ours, childs := d.File("ours"), c.File("child's")
 	defer ours.Close()
 	defer childs.Close()
 	control(t, ours, func(fd uintptr) error {

@@ -12,8 +12,9 @@ import (
 
 func TestTTYModesAndSize(t *testing.T) {
 	leaktest.Check(t)
-	master, slave, err := OpenTTY()
+	master, s, err := OpenTTY()
 	must(t, err)
+	slave := s.File("slave")
 	defer master.Close()
 	defer slave.Close()
 	wantCloseOnExec(t, master)
@@ -37,8 +38,9 @@ func TestTTYModesAndSize(t *testing.T) {
 // A master left in blocking mode could not be interrupted.
 func TestTTYMasterCloseInterruptsRead(t *testing.T) {
 	leaktest.Check(t)
-	master, slave, err := OpenTTY()
+	master, s, err := OpenTTY()
 	must(t, err)
+	slave := s.File("slave")
 	defer slave.Close()
 	reading := make(chan struct{})
 	ended := make(chan error)
@@ -57,8 +59,9 @@ func TestTTYMasterCloseInterruptsRead(t *testing.T) {
 // A terminal has no end of file: its reader gets all that was written, then EIO.
 func TestTTYEndsWithEIO(t *testing.T) {
 	leaktest.Check(t)
-	master, slave, err := OpenTTY()
+	master, s, err := OpenTTY()
 	must(t, err)
+	slave := s.File("slave")
 	defer master.Close()
 	_, err = slave.WriteString("last words")
 	must(t, err)

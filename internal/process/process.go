@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/cgroup"
+	"github.com/wrenn/envd/internal/linux"
 	"github.com/wrenn/envd/internal/reap"
 )
 
@@ -39,16 +40,16 @@ type Process struct {
 	endedAt time.Time     // when the end was in the log; guarded by table.mu
 
 	mu       sync.Mutex
-	input    *input   // guarded by mu, as is all below; nil without stdin, and after the exit
-	pumps    []*pump  // nil once settled
-	open     int      // pumps that have not ended
-	timedOut bool     // the timeout killed the tree
-	ending   bool     // somebody records the end, or has
-	exit     *Exit    // set once the end is in the log
-	left     bool     // the end is being recorded, or the group still has processes
-	tty      *os.File // the child's side of the terminal; nil without, and after the exit
-	over     bool     // no timers any more
-	stops    []func() // of timers
+	input    *input           // guarded by mu, as is all below; nil without stdin, and after the exit
+	pumps    []*pump          // nil once settled
+	open     int              // pumps that have not ended
+	timedOut bool             // the timeout killed the tree
+	ending   bool             // somebody records the end, or has
+	exit     *Exit            // set once the end is in the log
+	left     bool             // the end is being recorded, or the group still has processes
+	tty      linux.Descriptor // the child's side of the terminal; -1 without, and after the exit
+	over     bool             // no timers any more
+	stops    []func()         // of timers
 }
 
 // Pid is the leader's process id.
@@ -397,9 +398,9 @@ func (p *Process) closeInput() {
 		_ = p.input.close()
 	}
 	p.input = nil
-	if p.tty != nil {
+	if p.tty >= 0 {
 		_ = p.tty.Close()
-		p.tty = nil
+		p.tty = -1
 	}
 }
 

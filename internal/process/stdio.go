@@ -4,22 +4,26 @@ import (
 	"fmt"
 	"os"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/wrenn/envd/internal/linux"
 )
+
+// noFiles is what a side of stdio is without any.
+var noFiles = [3]linux.Descriptor{-1, -1, -1}
 
 // stdio is both sides of a process's descriptors 0, 1 and 2 before the start.
 // After the start the child's side is closed, and the Process owns ours.
 type stdio struct {
-	child          [3]*os.File
-	stdin          linux.Descriptor // our side; -1 without
-	stdout, stderr linux.Descriptor // -1 without
-	master         *os.File         // instead of the three, with a terminal
+	child  [3]linux.Descriptor // -1 for none; with a terminal all are the same
+	ours   [3]linux.Descriptor // -1 for none
+	master *os.File            // instead of ours, with a terminal
 }
 
 // openStdio opens what spec asks for. The caller calls closeChild, and hands
 // our side over with Process.connect, which closes what it does not take.
 func openStdio(spec *Spec) (s *stdio, err error) {
-	s = &stdio{stdin: -1, stdout: -1, stderr: -1}
+	s = &stdio{child: noFiles, ours: noFiles}
 	defer func() {
 		if err != nil {
 			s.closeChild()
@@ -31,7 +35,7 @@ func openStdio(spec *Spec) (s *stdio, err error) {
 		return s, s.openTerminal(spec)
 	}
 	if spec.Stdin {
-		s.stdin, s.child[0], err = linux.PipeForWriting()
+		s.ours[0], s.child[0], err = linux.PipeForWriting()
 	} else {
 		// One for each: descriptions have flags and locks that users share.
 		s.child[0], err = linux.OpenNull()
@@ -39,10 +43,10 @@ func openStdio(spec *Spec) (s *stdio, err error) {
 	if err != nil {
 		return s, err
 	}
-	if s.stdout, s.child[1], err = linux.PipeForReading(); err != nil {
+	if s.ours[1], s.child[1], err = linux.PipeForReading(); err != nil {
 		return s, err
 	}
-	s.stderr, s.child[2], err = linux.PipeForReading()
+	s.ours[2], s.child[2], err = linux.PipeForReading()
 	return s, err
 }
 
@@ -51,12 +55,12 @@ func (s *stdio) openTerminal(spec *Spec) error {
 	if err != nil {
 		return err
 	}
-	s.master, s.child = master, [3]*os.File{tty, tty, tty}
+	s.master, s.child = master, [3]linux.Descriptor{tty, tty, tty}
 	if err := resize(master, *spec.Terminal); err != nil {
 		return err
 	}
 	// As login does, so that the user can open its terminal by name.
-	if err := tty.Chown(int(spec.User.UID), -1); err != nil && os.Geteuid() == 0 {
+	if err := unix.Fchown(int(tty), int(spec.User.UID), -1); err != nil && os.Geteuid() == 0 {
 		return fmt.Errorf("give terminal to user: %w", err)
 	}
 	return nil
@@ -79,24 +83,24 @@ func resize(master *os.File, size Size) error {
 // takeTTY takes the child's side of the terminal over. As long as we have it
 // open, a program that closes its terminal does not end it: the kernel would
 // report EIO to the master and, once that is closed, hang the program up.
-func (s *stdio) takeTTY() *os.File {
+func (s *stdio) takeTTY() linux.Descriptor {
 	tty := s.child[0]
-	s.child = [3]*os.File{}
+	s.child = noFiles
 	return tty
 }
 
 // closeChild closes the child's side. Again it does nothing.
 func (s *stdio) closeChild() {
-	for i, f := range s.child {
-		if f != nil && (i == 0 || f != s.child[0]) {
-			_ = f.Close()
+	for i, d := range s.child {
+		if d >= 0 && (i == 0 || d != s.child[0]) {
+			_ = d.Close()
 		}
 	}
-	s.child = [3]*os.File{}
+	s.child = noFiles
 }
 
 func (s *stdio) closeOurs() {
-	for _, d := range []linux.Descriptor{s.stdin, s.stdout, s.stderr} {
+	for _, d := range s.ours {
 		if d >= 0 {
 			_ = d.Close()
 		}

@@ -174,11 +174,11 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 	p := &Process{
 		Name: spec.Name, Tag: spec.Tag, HasTag: spec.HasTag, Started: time.Now(),
 		serial: serial, table: t, group: group,
-		terminal: spec.Terminal != nil,
-		out:      newOutput(t.cfg.Window, t.budget),
-		exited:   make(chan struct{}),
-		settled:  make(chan struct{}),
-		overdue:  make(chan struct{}),
+		terminal: spec.Terminal != nil, tty: -1,
+		out:     newOutput(t.cfg.Window, t.budget),
+		exited:  make(chan struct{}),
+		settled: make(chan struct{}),
+		overdue: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {
@@ -285,11 +285,11 @@ func (p *Process) connect(files *stdio) error {
 		add(Terminal, fd, master)
 		return nil
 	}
-	if files.stdin >= 0 {
-		p.input = newInput(files.stdin)
+	if files.ours[0] >= 0 {
+		p.input = newInput(files.ours[0])
 	}
-	add(Stdout, int(files.stdout), files.stdout)
-	add(Stderr, int(files.stderr), files.stderr)
+	add(Stdout, int(files.ours[1]), files.ours[1])
+	add(Stderr, int(files.ours[2]), files.ours[2])
 	return nil
 }
 

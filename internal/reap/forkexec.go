@@ -39,7 +39,7 @@ func (r *Reaper) forkExec(cmd *Command) (*Child, error) {
 	attr := &syscall.ProcAttr{
 		Dir:   cmd.Dir,
 		Env:   cmd.Env,
-		Files: []uintptr{cmd.Stdin.Fd(), cmd.Stdout.Fd(), cmd.Stderr.Fd()},
+		Files: []uintptr{uintptr(cmd.Stdin), uintptr(cmd.Stdout), uintptr(cmd.Stderr)},
 		Sys:   sys,
 	}
 

@@ -83,7 +83,7 @@ func dispositionsMain() int {
 	return daemonMain(func(r *Reaper) int {
 		c, err := r.Start(Command{
 			Path: "/bin/cat", Args: []string{"cat", "/proc/self/status"}, Dir: "/",
-			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+			Stdin: 0, Stdout: 1, Stderr: 2,
 		})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -138,9 +138,10 @@ func open(t testing.TB) *Reaper {
 // command is argv with nothing to read and its output thrown away.
 func command(t testing.TB, argv ...string) Command {
 	t.Helper()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	file, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	must(t, err)
-	t.Cleanup(func() { _ = null.Close() })
+	t.Cleanup(func() { _ = file.Close() })
+	null := linux.Descriptor(file.Fd())
 	return Command{
 		Path: argv[0], Args: argv, Dir: "/", Env: []string{"PATH=/usr/bin:/bin"},
 		Stdin: null, Stdout: null, Stderr: null,
@@ -166,7 +167,7 @@ func output(t testing.TB, r *Reaper, cmd Command) string {
 	must(t, err)
 	read := d.File("output")
 	defer read.Close()
-	cmd.Stdout, cmd.Stderr = write, os.Stderr
+	cmd.Stdout, cmd.Stderr = write, 2
 	c, err := r.Start(cmd)
 	_ = write.Close()
 	must(t, err)
@@ -236,7 +237,7 @@ func limitMain(old bool) int {
 		r.old.Store(old)
 		c, err := r.Start(Command{
 			Path: "/bin/sh", Args: []string{"sh", "-c", "ulimit -S -n; ulimit -H -n"}, Dir: "/",
-			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+			Stdin: 0, Stdout: 1, Stderr: 2,
 		})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -258,7 +259,7 @@ func lackingMain(number uint32) int {
 	return daemonMain(func(r *Reaper) int {
 		c, err := r.Start(Command{
 			Path: "/bin/sh", Args: []string{"sh", "-c", "exit 7"}, Dir: "/",
-			Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+			Stdin: 0, Stdout: 1, Stderr: 2,
 		})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // Credential is who a child runs as. Groups are its supplementary groups; nil
@@ -25,7 +27,7 @@ type Command struct {
 
 	// Stdin, Stdout and Stderr become descriptors 0, 1 and 2, the only ones
 	// the child gets. The caller keeps and closes its own copies.
-	Stdin, Stdout, Stderr *os.File
+	Stdin, Stdout, Stderr linux.Descriptor
 	// TTY makes Stdin the controlling terminal of the child's session.
 	TTY bool
 	// Cgroup is the directory of the cgroup to start in, nil to stay.
@@ -53,7 +55,7 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 	if r.old.Load() {
 		return r.forkExec(&cmd)
 	}
-	files, err := r.slots.take([3]int{int(cmd.Stdin.Fd()), int(cmd.Stdout.Fd()), int(cmd.Stderr.Fd())})
+	files, err := r.slots.take([3]int{int(cmd.Stdin), int(cmd.Stdout), int(cmd.Stderr)})
 	if err != nil {
 		return nil, err
 	}

@@ -221,6 +221,9 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	dir := t.TempDir()
 	text := filepath.Join(dir, "text")
 	must(t, os.WriteFile(text, []byte("no program\n"), 0o755))
+	file, err := os.Open(text)
+	must(t, err)
+	defer file.Close()
 	orphans := r.Orphans()
 	for name, tt := range map[string]struct {
 		change func(*Command)
@@ -231,7 +234,7 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 		"bad format": {func(c *Command) { c.Path = text; must(t, os.Chmod(text, 0o755)) }, unix.ENOEXEC},
 		"cwd":        {func(c *Command) { c.Dir = "/nonexistent" }, unix.ENOENT},
 		"NUL":        {func(c *Command) { c.Args = []string{"a\x00b"} }, unix.EINVAL},
-		"no cgroup":  {func(c *Command) { c.Cgroup = c.Stdin }, unix.EBADF},
+		"no cgroup":  {func(c *Command) { c.Cgroup = file }, unix.EBADF},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := command(t, "/bin/true")
