@@ -13,13 +13,14 @@
 //
 // A leaf exists before its command, which is cloned into it, so nothing a
 // command starts is ever outside. It is removed when its last process is gone.
-// In a burst of commands one or two are made ahead, while nobody waits.
+// In a burst of commands some are made ahead, while nobody waits.
 // The leaf is what makes "kill the tree" exact, and it accounts for all that
 // the command started.
 //
 // A Hierarchy is safe for concurrent use. It has one goroutine, Run, which
-// waits for the kernel's word that a group has become empty. The package does
-// not start processes and knows no commands.
+// waits for the kernel's word that a group has become empty, and a timer while
+// groups that were released are to be removed. The package does not start
+// processes and knows no commands.
 package cgroup
 
 import (
@@ -34,6 +35,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,7 +89,9 @@ type Hierarchy struct {
 	mu     sync.Mutex
 	busy   map[int32]*Group   // guarded by mu; released groups with processes left, by watch
 	spares map[Class][]*Group // guarded by mu; see spareGroups
-	closed bool               // guarded by mu; no spares any more
+	over   []*Group           // guarded by mu; released, for tidy
+	closed bool               // guarded by mu; no spares any more, and no tidy
+	tidied sync.WaitGroup     // the call of tidy that is due, or runs
 }
 
 // Open takes over root, a cgroup v2 mount or a delegated group of one. Leaves
@@ -291,6 +295,41 @@ func (h *Hierarchy) limit(g *Group, l Limits) error {
 	return nil
 }
 
+// tidyPause lies between the end of a command and the removal of its group. To
+// remove one and to make another takes a tenth of what a command does: the answer
+// does not wait for that, and of many that end one after the other, few wake a
+// thread for it.
+const tidyPause = 10 * time.Millisecond
+
+// release has g given up a moment later, with others.
+func (h *Hierarchy) release(g *Group) {
+	h.mu.Lock()
+	closed := h.closed
+	if !closed {
+		h.over = append(h.over, g)
+		if len(h.over) == 1 {
+			h.tidied.Add(1)
+			time.AfterFunc(tidyPause, h.tidy)
+		}
+	}
+	h.mu.Unlock()
+	if closed {
+		g.giveUp()
+	}
+}
+
+// tidy gives up the groups that were released.
+func (h *Hierarchy) tidy() {
+	defer h.tidied.Done()
+	h.mu.Lock()
+	over := h.over
+	h.over = nil
+	h.mu.Unlock()
+	for _, g := range over {
+		g.giveUp()
+	}
+}
+
 // Run removes released groups as they become empty, until ctx ends or Close.
 func (h *Hierarchy) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = h.events.Close() })
@@ -328,9 +367,10 @@ func (h *Hierarchy) sweep() {
 // Close takes the daemon back to where it was and removes the hierarchy's own
 // groups, as far as they are empty.
 func (h *Hierarchy) Close() error {
+	h.dropSpares(true)
+	h.tidied.Wait()
 	_ = h.events.Close()
 	h.sweep()
-	h.dropSpares(true)
 	h.leave()
 	var errs []error
 	for _, dir := range slices.Backward(h.groups()) {

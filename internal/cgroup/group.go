@@ -3,7 +3,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -119,11 +118,11 @@ func (g *Group) pids() (map[int]bool, error) {
 	return pids, nil
 }
 
-// Removed tells whether somebody else removed the group before its Release. To
+// Removed tells, before Entered, whether somebody else removed the group. To
 // clone into it fails with ENOENT or ENODEV then.
 func (g *Group) Removed() bool {
-	var st unix.Stat_t
-	return errors.Is(unix.Stat(g.path, &st), unix.ENOENT)
+	// Every group has that file, and from the directory it is a short way.
+	return unix.Faccessat(int(g.dir.Fd()), "cgroup.procs", unix.F_OK, 0) != nil
 }
 
 // AwaitEmpty waits until no process is left in the group, and tells whether
@@ -167,8 +166,10 @@ func (g *Group) Usage() (Usage, error) {
 			u.System = time.Duration(n) * time.Microsecond
 		}
 	})
-	if b, err := readOpen(g.memoryPeak); err == nil {
-		u.PeakMemory, _ = strconv.ParseInt(strings.TrimSpace(b), 10, 64)
+	if g.memoryPeak != nil {
+		if b, err := readOpen(g.memoryPeak); err == nil {
+			u.PeakMemory, _ = strconv.ParseInt(strings.TrimSpace(b), 10, 64)
+		}
 	}
 	if g.memoryEvents == nil {
 		return u, nil
@@ -184,19 +185,23 @@ func (g *Group) Usage() (Usage, error) {
 	return u, nil
 }
 
-// Release gives the group up: it is removed now when it is empty, and else
-// when its last process ends. Then gone is called, here or on the hierarchy's
-// goroutine. The caller calls Release once.
+// Release gives the group up: it is removed a moment later when it is empty, and
+// else when its last process ends. Then gone is called, on a goroutine of the
+// hierarchy or, once that is closed, here. The caller calls Release once.
 func (g *Group) Release(gone func()) {
 	g.gone = gone
+	g.h.release(g)
+}
+
+// giveUp is Release, when it is time, and makes a group for a later command.
+func (g *Group) giveUp() {
 	g.close()
-	if g.remove() {
+	switch {
+	case g.remove():
 		g.h.addSpare(g.class)
-		gone()
-		return
-	}
-	if g.watchEmpty() {
-		gone()
+		g.gone()
+	case g.watchEmpty():
+		g.gone()
 	}
 }
 
@@ -335,8 +340,8 @@ func (g *Group) open(file string) (*os.File, error) {
 // readOpen answers a small file that is open in one read.
 func readOpen(f *os.File) (string, error) {
 	var buf [4096]byte
-	n, err := f.ReadAt(buf[:], 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	n, err := unix.Pread(int(f.Fd()), buf[:], 0) // ReadAt asks for the end as well
+	if err != nil {
 		return "", err
 	}
 	return string(buf[:n]), nil

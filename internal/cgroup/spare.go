@@ -1,9 +1,9 @@
 package cgroup
 
-// spareGroups is how many leaves of a class are made ahead. To make one is a tenth
-// of the time from a request to its program, and somebody waits for that; nobody
-// does once a command has ended.
-const spareGroups = 2
+// spareGroups is how many leaves of a class are made ahead: as many as may be
+// wanted before tidy makes more. To make one is a tenth of the time from a request
+// to its program, and somebody waits for that; nobody does once a command has ended.
+const spareGroups = 16
 
 // takeSpare answers a leaf that was made ahead, or nil.
 func (h *Hierarchy) takeSpare(c Class) *Group {

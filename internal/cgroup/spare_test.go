@@ -53,11 +53,12 @@ func TestSparesAreFew(t *testing.T) {
 	for range 20 {
 		groups = append(groups, create(t, h))
 	}
-	var wg sync.WaitGroup
+	var all sync.WaitGroup
 	for _, g := range groups {
-		wg.Go(func() { g.Release(func() {}) })
+		all.Add(1)
+		g.Release(all.Done)
 	}
-	wg.Wait()
+	all.Wait()
 	if n := leafCount(t, h, User); n == 0 || n > spareGroups {
 		t.Errorf("%d leaves made ahead, want 1 to %d", n, spareGroups)
 	}

@@ -153,8 +153,7 @@ func (p *Process) finish(outputOpen bool) {
 	p.out.finish(exit)
 	p.table.ended(p)
 	if p.group != nil {
-		// It takes a while, and who waits for the end need not wait for it.
-		p.table.aside(func() { p.group.Release(p.groupGone) })
+		p.group.Release(p.groupGone)
 		return
 	}
 	p.groupGone()

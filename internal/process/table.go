@@ -356,20 +356,6 @@ func (t *Table) after(d time.Duration, f func()) (stop func()) {
 	}
 }
 
-// aside runs f on a goroutine that Close waits for or, once the table is being
-// closed, here.
-func (t *Table) aside(f func()) {
-	t.mu.Lock()
-	closing := t.closing
-	if !closing {
-		t.wg.Go(f)
-	}
-	t.mu.Unlock()
-	if closing {
-		f()
-	}
-}
-
 // register makes p known.
 func (t *Table) register(p *Process) {
 	t.unsettled.Add(1)
