@@ -80,6 +80,19 @@ func DefaultIgnoredSignals() error {
 	return nil
 }
 
+// Disposition is what this process does with a signal.
+type Disposition struct{ act kernelSigaction }
+
+// DefaultSignal gives sig its default action, and answers what it had before. The
+// runtime does not know: what it is to be told, Restore tells it again.
+func DefaultSignal(sig unix.Signal) (before Disposition, err error) {
+	err = sigaction(sig, &kernelSigaction{handler: sigDefault}, &before.act)
+	return before, err
+}
+
+// Restore undoes DefaultSignal.
+func (d Disposition) Restore(sig unix.Signal) error { return sigaction(sig, &d.act, nil) }
+
 func sigaction(sig unix.Signal, act, old *kernelSigaction) error {
 	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig),
 		uintptr(unsafe.Pointer(act)), uintptr(unsafe.Pointer(old)), sigsetBytes, 0, 0)

@@ -277,6 +277,7 @@ func (p *Process) Kill() error {
 	}
 	limit := time.NewTimer(killLimit) // a leader that is traced is its tracer's first
 	defer limit.Stop()
+	p.table.reaper.Reap() // Run may hear of it later
 	select {
 	case <-p.exited:
 	case <-limit.C:

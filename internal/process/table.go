@@ -207,6 +207,7 @@ func (t *Table) launch(spec *Spec, path string, serial uint64) (_ *Process, _ *C
 		cmd.Env = append(slices.DeleteFunc(slices.Clone(cmd.Env), isMark), markName+"="+p.mark)
 	}
 	cursor := p.out.attachFirst(p.pumps)
+	t.reaper.Hush() // for the reader, who lingers
 	if p.child, err = t.reaper.Start(cmd); err != nil {
 		if group != nil && group.Removed() {
 			err = &StartError{Kind: Internal, Text: "somebody removed the command group", Err: err}

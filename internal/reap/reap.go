@@ -41,6 +41,7 @@ type Reaper struct {
 	patience time.Duration // execLimit
 	files    unix.Rlimit   // of a child: the daemon's, but for what Go raised
 	slots    slots         // for the descriptors of children
+	hush     hush
 
 	mu       sync.Mutex          // held while waiting
 	births   map[*birth]struct{} // guarded by mu; children on the way, until reaped
@@ -81,6 +82,7 @@ func Open() (*Reaper, error) {
 func (r *Reaper) Run(ctx context.Context) error {
 	signal.Notify(r.doorbell, unix.SIGCHLD)
 	defer signal.Stop(r.doorbell)
+	defer r.hush.end()
 	for {
 		r.Reap()
 		select {
