@@ -85,6 +85,11 @@ func Read(fd uintptr, p []byte) (int, error) {
 	}
 }
 
+// closePause is for how long, once the other side of one descriptor is closed, only
+// the last one is waited for: a program that ends closes its output piece by piece,
+// and each would wake the thread, on one processor instead of the program.
+const closePause = 500 * time.Microsecond
+
 // AwaitInput blocks the thread until there is input on one of fds, for limit at
 // most. One whose other side is closed has none. It tells whether there is some
 // on the last one.
@@ -93,19 +98,26 @@ func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 	for i, fd := range fds {
 		polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	}
-	for end := time.Now().Add(limit); limit > 0; limit = time.Until(end) {
+	end := time.Now().Add(limit)
+	for awaited := polls; limit > 0; limit = time.Until(end) {
+		if len(awaited) < len(polls) {
+			limit = min(limit, closePause)
+		}
 		timeout := unix.NsecToTimespec(limit.Nanoseconds())
-		if _, err := unix.Ppoll(polls, &timeout, nil); err != nil {
+		if _, err := unix.Ppoll(awaited, &timeout, nil); err != nil {
 			continue // a signal
 		}
-		for i := range polls {
-			switch p := &polls[i]; {
+		next := polls
+		for i := range awaited {
+			switch p := &awaited[i]; {
 			case p.Revents&(unix.POLLIN|unix.POLLNVAL) != 0:
-				return polls[len(polls)-1].Revents&unix.POLLIN != 0
+				return awaited[len(awaited)-1].Revents&unix.POLLIN != 0
 			case p.Revents != 0: // POLLHUP cannot be left out
 				p.Fd = -1
+				next = polls[len(polls)-1:]
 			}
 		}
+		awaited = next
 	}
 	return false
 }
