@@ -1,6 +1,7 @@
 package process
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -50,10 +51,17 @@ func (s *Spec) class() cgroup.Class {
 	return cgroup.User
 }
 
+// maxTag bounds a tag, in bytes: it is kept as long as the process, and does not
+// count against Config.Total.
+const maxTag = 4 << 10
+
 // validate finds what no system call may be asked.
 func (s *Spec) validate() error {
 	if s.Name == "" {
 		return &StartError{Kind: Invalid, Text: "empty command"}
+	}
+	if len(s.Tag) > maxTag {
+		return &StartError{Kind: Invalid, Text: fmt.Sprintf("tag of %d bytes, at most %d are kept", len(s.Tag), maxTag)}
 	}
 	for _, v := range [][]string{{s.Name, s.Dir, s.Tag}, s.Args, s.Env} {
 		for _, str := range v {

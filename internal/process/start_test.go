@@ -66,6 +66,7 @@ func TestStartErrors(t *testing.T) {
 		"NUL in environment":  {func(s *Spec) { s.Env = append(s.Env, "A=\x00") }, Invalid, "NUL"},
 		"NUL in cwd":          {func(s *Spec) { s.Dir = "/\x00" }, Invalid, "NUL"},
 		"NUL in tag":          {func(s *Spec) { s.Tag = "\x00" }, Invalid, "NUL"},
+		"long tag":            {func(s *Spec) { s.Tag = strings.Repeat("x", maxTag+1) }, Invalid, "tag of 4097 bytes"},
 		"nameless variable":   {func(s *Spec) { s.Env = append(s.Env, "=x") }, Invalid, "without a name"},
 		"no such command":     {func(s *Spec) { s.Name = "no-such-command" }, NoCommand, "no such command"},
 		"no PATH":             {func(s *Spec) { s.Env = nil }, NoCommand, "no such command"},
