@@ -41,14 +41,17 @@ type Cursor struct {
 	bell chan struct{}
 
 	// Guarded by o.mu.
-	at    int64     // offset of the next byte to take from the log
-	until int64     // offset to end at, once the process has ended
-	taken bool      // Take was called
-	took  time.Time // when it last took something, or could again; for Output.sparing
-	gap   *Gap      // not yet answered
+	at    int64 // offset of the next byte to take from the log
+	until int64 // offset to end at, once the process has ended
+	taken bool  // Take was called
+	gap   *Gap  // not yet answered
 	// kept holds references to what was in the log when a cursor was attached
 	// in the past, so that a reader gets a whole window's time to catch up.
 	kept []entry
+	// idle: the last Take answered nothing, so that its reader waits for output. It
+	// is idleSince the first that came then; for Output.sparing.
+	idle      bool
+	idleSince time.Time
 
 	// Of the last Take: chunks is reused, held are the blocks to let go.
 	chunks []Chunk
@@ -64,7 +67,7 @@ func (o *Output) Attach(offset int64) (*Cursor, error) {
 	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64, took: time.Now()}
+	c := &Cursor{o: o, bell: make(chan struct{}, 1), at: offset, until: math.MaxInt64}
 	switch {
 	case offset == Now:
 		c.at = o.end
@@ -129,7 +132,6 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 	defer func() { resume(resumed) }()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	c.took = time.Now()
 	busy := c.release() >= busyTake
 	first := !c.taken
 	c.taken = true
@@ -160,6 +162,7 @@ func (c *Cursor) Take(maxChunk int) (Batch, error) {
 		resumed = c.takeLog(room, maxChunk)
 	}
 	b.Chunks = c.chunks
+	c.idle = len(c.chunks) == 0
 	if len(c.kept) == 0 && c.at >= c.until {
 		b.End = o.exit
 	}

@@ -44,6 +44,7 @@ func (w *writer) put(s Stream, n int) bool {
 	if !w.hasRoom() {
 		return false
 	}
+	w.spareNobody()
 	for n > 0 {
 		b := newBlock()
 		p := b.buf[:min(n, blockSize)]
@@ -60,6 +61,17 @@ func (w *writer) put(s Stream, n int) bool {
 	}
 	w.o.notify()
 	return true
+}
+
+// spareNobody has slow readers cut off at once, without the moment that makes the
+// outcome depend on time.
+func (w *writer) spareNobody() {
+	w.o.mu.Lock()
+	defer w.o.mu.Unlock()
+	w.o.credit = credit{used: spareTime, taken: true}
+	for _, c := range w.o.cursors {
+		c.idle = false
+	}
 }
 
 func (w *writer) hasRoom() bool {

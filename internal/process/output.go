@@ -33,10 +33,13 @@ const (
 	// chunkCost is the least that a chunk counts against the window, in bytes.
 	// It bounds the memory of a log of tiny chunks.
 	chunkCost = 64
-	// spareTime is how long after it has taken something, or could have, a reader is
-	// waited for before it is cut off: longer than a scheduler lets it wait for its
-	// turn.
-	spareTime = 20 * time.Millisecond
+	// spareTime is for how long at a time a log waits for readers that are about to
+	// be cut off: longer than a scheduler lets them wait for their turn. It regains
+	// one part in spareShare of the time in which it does not.
+	spareTime  = 20 * time.Millisecond
+	spareShare = 20
+	// arrival is how long a reader that waits for output may take to come for it.
+	arrival = 500 * time.Millisecond
 	// minTail and maxTail bound the blocks that small writes are copied to.
 	minTail = 512
 	maxTail = 32 << 10
@@ -74,7 +77,8 @@ type Output struct {
 	fastest int64       // how far the fastest of them has read
 	waiting []*pump     // for room
 	spare   *time.Timer // runs spared; nil when nobody is spared
-	exit    *Exit       // set once by finish
+	credit  credit
+	exit    *Exit // set once by finish
 	// label is kept with the log and goes with it; at labelCost bytes.
 	label     any
 	labelCost int
@@ -108,24 +112,73 @@ func (o *Output) roomy() bool {
 	return o.hasRoom() && !o.sparing(time.Now())
 }
 
-// sparing tells whether the next burst would cut off a reader that was here a
-// moment ago. A connection's buffers may swallow a window at once, and make a
-// slow reader the fastest for as long as that takes; who is only scheduled
-// later is not slow. So the writer waits for it, but not for long.
+// pullable tells whether the driver is alone still. Once others have come the pumps
+// append, and a second writer would push out what the driver has not taken.
+func (o *Output) pullable() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.readers == 1
+}
+
+// sparing tells whether the writer waits for a reader that the next burst would
+// cut off. A connection's buffers may swallow a window at once, and make a slow
+// reader the fastest for as long as that takes; who is only scheduled later is not
+// slow. How long the writer waits altogether is bounded: the fastest sets the pace.
 func (o *Output) sparing(now time.Time) bool {
-	if o.readers < 2 || o.cost < o.limit()-burstBytes {
-		return false
+	o.credit.settle(now)
+	var patience time.Duration
+	if o.readers > 1 && o.cost >= o.limit()-burstBytes {
+		patience = o.patienceFor(o.start+burstBytes, now)
 	}
+	o.credit.taken = patience > 0
+	if o.credit.taken && o.spare == nil {
+		o.spare = time.AfterFunc(patience, o.spared)
+	}
+	return o.credit.taken
+}
+
+// patienceFor is for how long, if at all, the log waits for readers that have not
+// read all before offset, though the fastest has.
+func (o *Output) patienceFor(offset int64, now time.Time) time.Duration {
+	left := o.credit.left()
 	for _, c := range o.cursors {
-		behind := c.at < min(o.start+burstBytes, o.fastest, c.until) && !c.lost()
-		if behind && now.Sub(c.took) < spareTime {
-			if o.spare == nil {
-				o.spare = time.AfterFunc(spareTime, o.spared)
-			}
-			return true
+		switch {
+		case c.at >= min(offset, o.fastest, c.until) || c.lost(): // in no danger, or beyond help
+		case left > 0:
+			return left
+		case c.idle && now.Sub(c.idleSince) < arrival:
+			return spareTime
 		}
 	}
-	return false
+	return 0
+}
+
+// credit is for how long a log may wait for slower readers: spareTime, regained
+// while it does not wait.
+type credit struct {
+	used  time.Duration
+	at    time.Time // when used was right
+	taken bool      // the log waits
+}
+
+// settle counts the time up to now.
+func (c *credit) settle(now time.Time) {
+	passed := now.Sub(c.at)
+	c.at = now
+	if c.taken {
+		c.used = min(c.used+min(passed, spareTime), spareTime)
+	} else {
+		c.used = max(c.used-passed/spareShare, 0)
+	}
+}
+
+// left is what may still be used. Little is not worth beginning with: who needs
+// more would be cut off all the same.
+func (c *credit) left() time.Duration {
+	if left := spareTime - c.used; c.taken || left >= spareTime/4 {
+		return left
+	}
+	return 0
 }
 
 // spared lets the writers look again.
@@ -175,16 +228,15 @@ func (o *Output) append(s Stream, p []byte, b *block) {
 	o.mu.Unlock()
 }
 
-// begin notes the time for readers who have read everything: from now on they
-// have something to take, and only then can they be slow.
+// begin notes the time for readers that wait for output: there is some now.
 func (o *Output) begin() {
 	if len(o.cursors) < 2 {
 		return // nobody is slow beside others
 	}
 	now := time.Now()
 	for _, c := range o.cursors {
-		if c.at == o.end && len(c.kept) == 0 {
-			c.took = now
+		if c.idle && c.at == o.end {
+			c.idleSince = now
 		}
 	}
 }
@@ -233,10 +285,18 @@ func (o *Output) charge(cost int) {
 	o.budget.add(cost)
 }
 
-// evict drops the oldest chunks while there are too many.
+// evict drops the oldest chunks while there are too many. One that a reader has yet
+// to take for which the writer would wait stays, up to a burst more than the window.
 func (o *Output) evict() {
 	for o.cost > o.limit() && o.chunks.first() != nil && o.evictable() {
 		first := o.chunks.first()
+		if o.readers > 1 && o.cost <= o.limit()+burstBytes {
+			now := time.Now()
+			o.credit.settle(now)
+			if o.patienceFor(first.end(), now) > 0 {
+				return
+			}
+		}
 		o.charge(-first.cost())
 		o.start = first.end()
 		first.block.unref()

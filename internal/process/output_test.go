@@ -3,10 +3,13 @@ package process
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
 	"runtime"
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Any sequence of writes, attaches, reads and closes: every byte is accounted
@@ -472,5 +475,103 @@ func testSparing(t *testing.T, wait time.Duration) {
 	eventually(t, "the writer to go on without the late reader", func() bool { return !o.wait(idle) })
 	if waited := time.Since(began); waited < spareTime {
 		t.Errorf("the writer waited for %v only", waited)
+	}
+}
+
+// A reader that reads the source itself does not push out what it has not taken
+// yet, which the pumps have read meanwhile for another one.
+func TestPullCutsNobodyOff(t *testing.T) {
+	const window = 512 << 10
+	o := newOutput(window, newBudget(window*8))
+	read, write, err := os.Pipe()
+	must(t, err)
+	defer read.Close()
+	defer write.Close()
+	source := &pump{stream: Stdout, fd: int(read.Fd()), out: o, bell: make(chan struct{}, 1)}
+	must(t, unix.SetNonblock(source.fd, true))
+	driver := o.attachFirst(nil)
+	defer driver.Close()
+	eager, err := o.Attach(0)
+	must(t, err)
+	defer eager.Close()
+	for o.Written() < window {
+		o.append(Stdout, make([]byte, 32<<10), nil)
+	}
+	for at := int64(0); at < window; {
+		b, err := eager.Take(1 << 20)
+		must(t, err)
+		for _, c := range b.Chunks {
+			at = c.Offset + int64(len(c.Data))
+		}
+	}
+	_, err = write.Write(make([]byte, 64<<10))
+	must(t, err)
+	source.pull()
+	b, err := driver.Take(1 << 20)
+	must(t, err)
+	if len(b.Chunks) == 0 || b.Chunks[0].Offset != 0 {
+		t.Errorf("%d chunks", len(b.Chunks))
+	}
+}
+
+// Of two readers at one place, the one that takes first does not make the other
+// slow, though there is more than the window.
+func TestFirstToTakeCutsNobodyOff(t *testing.T) {
+	const window = 512 << 10
+	o := newOutput(window, newBudget(window*8))
+	var both [2]*Cursor
+	for i := range both {
+		var err error
+		both[i], err = o.Attach(0)
+		must(t, err)
+		defer both[i].Close()
+	}
+	for o.Written() < window+64<<10 { // as a burst may
+		o.append(Stdout, make([]byte, 32<<10), nil)
+	}
+	for i, c := range both {
+		if b, err := c.Take(1 << 20); err != nil || len(b.Chunks) == 0 || b.Chunks[0].Offset != 0 {
+			t.Errorf("reader %d: %d chunks, %v", i, len(b.Chunks), err)
+		}
+	}
+}
+
+// A log waits for slower readers for a moment, and for a twentieth of the time.
+func TestOutputWaitsLittle(t *testing.T) {
+	const window = 512 << 10
+	o := newOutput(window, newBudget(window*8))
+	eager, err := o.Attach(0)
+	must(t, err)
+	defer eager.Close()
+	slow, err := o.Attach(0)
+	must(t, err)
+	defer slow.Close()
+	for o.Written() < window {
+		o.append(Stdout, make([]byte, 32<<10), nil)
+	}
+	for range 2 {
+		_, err = eager.Take(1 << 20) // 256 KiB
+		must(t, err)
+	}
+	now := time.Now()
+	for _, step := range []struct {
+		after time.Duration
+		waits bool
+	}{
+		{0, true},
+		{spareTime - 1, true}, // of one wait
+		{1, false},
+		{spareShare * spareTime / 5, false}, // 4 ms are regained: too little
+		{spareShare * spareTime / 5, true},
+		{spareTime / 5, true},
+		{spareTime / 5, false},
+	} {
+		now = now.Add(step.after)
+		o.mu.Lock()
+		waits := o.sparing(now)
+		o.mu.Unlock()
+		if waits != step.waits {
+			t.Errorf("waits %v after %v more, want %v", waits, step.after, step.waits)
+		}
 	}
 }

@@ -122,7 +122,7 @@ func (p *pump) arm() {
 func (p *pump) pull() {
 	p.mu.Lock()
 	before := p.read
-	if !p.closed {
+	if !p.closed && p.out.pullable() {
 		p.burst()
 	}
 	moved := p.read > before
