@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"syscall"
 
@@ -43,6 +44,11 @@ func (r *Reaper) forkExec(cmd *Command) (*Child, error) {
 		Sys:   sys,
 	}
 
+	// On a file system that does not answer this holds up nobody else; ForkExec
+	// would. What it finds ForkExec tells.
+	lookAt(cmd.Dir)
+	lookAt(cmd.Dir, cmd.Path)
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// What fork copies from the thread has to be right on this thread. It is
@@ -74,4 +80,13 @@ func (r *Reaper) forkExec(cmd *Command) (*Child, error) {
 	c := &Child{pid: pid, pidfd: pidfd, done: make(chan struct{})}
 	r.children[pid] = c
 	return c, nil
+}
+
+// lookAt looks at a path, whose last part may be absolute.
+func lookAt(parts ...string) {
+	if last := parts[len(parts)-1]; filepath.IsAbs(last) {
+		parts = []string{last}
+	}
+	var st unix.Stat_t
+	_ = unix.Stat(filepath.Join(parts...), &st)
 }

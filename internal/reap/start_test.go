@@ -2,6 +2,7 @@ package reap
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -275,4 +277,33 @@ func parentOf(t *testing.T, pid int) int {
 	n, err := strconv.Atoi(statusLine(string(b), "PPid"))
 	must(t, err)
 	return n
+}
+
+// Also where the standard library has to fork, a program on a file system whose
+// server never answers holds up its own start alone.
+func TestForkExecOnADeadFileSystem(t *testing.T) {
+	r := open(t)
+	r.old.Store(true)
+	server, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	must(t, err)
+	dir := t.TempDir()
+	must(t, unix.Mount("dead", dir, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40755,user_id=0,group_id=0", server.Fd())))
+	ended := make(chan error, 1)
+	cmd := command(t, filepath.Join(dir, "program"))
+	go func() { _, err := r.Start(cmd); ended <- err }()
+	for range 3 {
+		status(t, start(t, r, command(t, "/bin/true")))
+		runtime.GC()
+		time.Sleep(10 * time.Millisecond) // it is at the file system
+	}
+	select {
+	case err := <-ended:
+		t.Errorf("the file system has answered: %v", err)
+	default:
+	}
+	must(t, server.Close()) // who waits for an answer has an error
+	if err := <-ended; err == nil {
+		t.Error("it has started")
+	}
+	must(t, unix.Unmount(dir, unix.MNT_DETACH))
 }
