@@ -89,9 +89,12 @@ type Hierarchy struct {
 	mu     sync.Mutex
 	busy   map[int32]*Group   // guarded by mu; released groups with processes left, by watch
 	spares map[Class][]*Group // guarded by mu; see spareGroups
-	over   []*Group           // guarded by mu; released, for tidy
+	over   []*Group           // guarded by mu; released, for tidy; at most most
 	closed bool               // guarded by mu; no spares any more, and no tidy
-	tidied sync.WaitGroup     // the call of tidy that is due, or runs
+	tidied sync.WaitGroup     // calls of tidy that are due, or run
+
+	most    int        // bounds over, and the spares of a class
+	tidying sync.Mutex // held around what tidy does; before mu
 }
 
 // Open takes over root, a cgroup v2 mount or a delegated group of one. Leaves
@@ -110,6 +113,7 @@ func Open(root string) (*Hierarchy, error) {
 		controllers: make(map[string]bool),
 		busy:        make(map[int32]*Group),
 		spares:      make(map[Class][]*Group),
+		most:        min(spareGroups, linux.FileLimit()/64),
 	}
 	if err := h.makeGroups(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
@@ -233,7 +237,7 @@ func (h *Hierarchy) Create(class Class, limits Limits) (*Group, error) {
 		}
 	}
 	if err := h.limit(g, limits); err != nil {
-		g.discard()
+		g.Discard()
 		return nil, fmt.Errorf("set up cgroup %s: %w", g.path, err)
 	}
 	return g, nil
@@ -257,7 +261,7 @@ func (h *Hierarchy) make(class Class) (*Group, error) {
 		made = err == nil
 	}
 	if err := g.openFiles(); err != nil {
-		g.discard()
+		g.Discard()
 		return nil, fmt.Errorf("open cgroup %s: %w", g.path, err)
 	}
 	return g, nil
@@ -301,11 +305,11 @@ func (h *Hierarchy) limit(g *Group, l Limits) error {
 // thread for it.
 const tidyPause = 10 * time.Millisecond
 
-// release has g given up a moment later, with others.
+// release has g given up a moment later, with others, or at once where many are.
 func (h *Hierarchy) release(g *Group) {
 	h.mu.Lock()
-	closed := h.closed
-	if !closed {
+	now := h.closed || len(h.over) == h.most
+	if !now {
 		h.over = append(h.over, g)
 		if len(h.over) == 1 {
 			h.tidied.Add(1)
@@ -313,7 +317,7 @@ func (h *Hierarchy) release(g *Group) {
 		}
 	}
 	h.mu.Unlock()
-	if closed {
+	if now {
 		g.giveUp()
 	}
 }
@@ -321,11 +325,14 @@ func (h *Hierarchy) release(g *Group) {
 // tidy gives up the groups that were released.
 func (h *Hierarchy) tidy() {
 	defer h.tidied.Done()
+	h.tidying.Lock()
+	defer h.tidying.Unlock()
 	h.mu.Lock()
 	over := h.over
 	h.over = nil
 	h.mu.Unlock()
 	for _, g := range over {
+		h.addSpare(g.class)
 		g.giveUp()
 	}
 }

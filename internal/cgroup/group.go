@@ -22,7 +22,7 @@ type Group struct {
 	h     *Hierarchy
 	class Class
 	path  string
-	dir   *os.File // for clone only; closed by Entered, or when the group is given up
+	dir   *os.File // for clone, and Removed; closed by Entered, or when the group is given up
 	gone  func()   // of Release; called by whoever removed the directory
 
 	// What Usage reads. To open a file takes longer than to read it, so that is
@@ -193,26 +193,19 @@ func (g *Group) Release(gone func()) {
 	g.h.release(g)
 }
 
-// giveUp is Release, when it is time, and makes a group for a later command.
+// giveUp is Release, when it is time.
 func (g *Group) giveUp() {
 	g.close()
-	switch {
-	case g.remove():
-		g.h.addSpare(g.class)
-		g.gone()
-	case g.watchEmpty():
+	if g.remove() || g.watchEmpty() {
 		g.gone()
 	}
 }
 
-// discard gives up a group that no command has: nobody waits until it is gone,
-// which is later when somebody has put a process of theirs into it.
-func (g *Group) discard() {
+// Discard gives up a group that no command has, at once: nobody waits until it is
+// gone, which is later when somebody has put a process of theirs into it.
+func (g *Group) Discard() {
 	g.gone = func() {}
-	g.close()
-	if !g.remove() {
-		g.watchEmpty()
-	}
+	g.giveUp()
 }
 
 // watchEmpty has the hierarchy remove the group when it is empty. It tells

@@ -15,7 +15,7 @@ func (h *Hierarchy) takeSpare(c Class) *Group {
 	}
 	h.mu.Unlock()
 	if g != nil && g.Removed() { // by somebody, meanwhile
-		g.discard()
+		g.Discard()
 		return nil
 	}
 	return g
@@ -40,29 +40,35 @@ func (h *Hierarchy) addSpare(c Class) {
 	}
 	h.mu.Unlock()
 	if !wanted {
-		g.discard()
+		g.Discard()
 	}
 }
 
 // wantsSpare tells whether there are too few. The caller holds mu.
 func (h *Hierarchy) wantsSpare(c Class) bool {
-	return !h.closed && len(h.spares[c]) < spareGroups
+	return !h.closed && len(h.spares[c]) < h.most
 }
 
-// Trim removes the leaves that were made ahead.
+// Trim removes the leaves that were made ahead, and those of commands that have just
+// ended.
 func (h *Hierarchy) Trim() { h.dropSpares(false) }
 
 // dropSpares removes what was made ahead; for good, when that is the last there
 // will be.
 func (h *Hierarchy) dropSpares(forGood bool) {
+	h.tidying.Lock()
+	defer h.tidying.Unlock()
 	h.mu.Lock()
-	all := h.spares
-	h.spares = make(map[Class][]*Group)
+	all, over := h.spares, h.over
+	h.spares, h.over = make(map[Class][]*Group), nil
 	h.closed = h.closed || forGood
 	h.mu.Unlock()
+	for _, g := range over {
+		g.giveUp()
+	}
 	for _, spares := range all {
 		for _, g := range spares {
-			g.discard()
+			g.Discard()
 		}
 	}
 }

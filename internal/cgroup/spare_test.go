@@ -77,6 +77,33 @@ func TestTrimSpares(t *testing.T) {
 	wait(t, "the group to be gone", release(g))
 }
 
+// Trim does not leave the groups of commands that have just ended for later.
+func TestTrimWhatIsReleased(t *testing.T) {
+	h := open(t)
+	for range 20 { // the timer may come first
+		gone := release(create(t, h))
+		h.Trim()
+		select {
+		case <-gone:
+		default:
+			t.Fatal("a released group is left")
+		}
+		if n := leafCount(t, h, User); n != 0 {
+			t.Fatalf("%d leaves left", n)
+		}
+	}
+}
+
+// What no command got leaves nothing, and nothing is made for a next one.
+func TestDiscardMakesNoSpare(t *testing.T) {
+	h := open(t)
+	create(t, h).Discard()
+	time.Sleep(2 * tidyPause)
+	if n := leafCount(t, h, User); n != 0 {
+		t.Errorf("%d leaves left", n)
+	}
+}
+
 // A leaf made ahead into which somebody put a process goes when that has ended.
 func TestTrimSpareThatSomebodyUses(t *testing.T) {
 	h := open(t)

@@ -15,7 +15,7 @@ import (
 func snapshotConfig(g *ground, log *slog.Logger) snapshot.Config {
 	return snapshot.Config{
 		Sync:     func() error { return linux.SyncFilesystem("/") },
-		Shrink:   trim,
+		Shrink:   func() { g.trim(); trim() },
 		Reseed:   func() { reseed(log) },
 		Workload: workload{g},
 		Log:      log,

@@ -46,7 +46,7 @@ type Process struct {
 	timedOut bool             // the timeout killed the tree
 	ending   bool             // somebody records the end, or has
 	exit     *Exit            // set once the end is in the log
-	left     bool             // the end is being recorded, or the group still has processes
+	left     bool             // the end is being recorded, or the group is there still
 	tty      linux.Descriptor // the child's side of the terminal; -1 without, and after the exit
 	over     bool             // no timers any more
 	stops    []func()         // of timers
