@@ -69,6 +69,7 @@ func TestStartErrors(t *testing.T) {
 		"long tag":            {func(s *Spec) { s.Tag = strings.Repeat("x", maxTag+1) }, Invalid, "tag of 4097 bytes"},
 		"nameless variable":   {func(s *Spec) { s.Env = append(s.Env, "=x") }, Invalid, "without a name"},
 		"no such command":     {func(s *Spec) { s.Name = "no-such-command" }, NoCommand, "no such command"},
+		"nor its directory":   {func(s *Spec) { s.Name = "no-such-command"; s.Dir = dir + "/missing" }, Invalid, "cwd"},
 		"no PATH":             {func(s *Spec) { s.Env = nil }, NoCommand, "no such command"},
 		"no such path":        {func(s *Spec) { s.Name = dir + "/missing" }, NoCommand, "no such command"},
 		"below a file":        {func(s *Spec) { s.Name = plain + "/x" }, NoCommand, "no such command"},

@@ -139,13 +139,17 @@ func (s *Spec) checkDir() error {
 
 // startError makes sense of what the reaper's Start returned. The directory and
 // the program are not looked at before: mostly nothing is wrong with them, and
-// on a file system that does not answer the look would never end.
+// on a file system that does not answer the look would never end. Where one of
+// them was refused, something has answered.
 func (s *Spec) startError(path string, err error) error {
 	kind, text := Internal, "start "+path
 	if e, ok := errors.AsType[*StartError](err); ok {
 		return e
 	}
-	if !errors.Is(err, reap.ErrStuck) {
+	for _, refused := range []error{unix.ENOENT, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG} {
+		if !errors.Is(err, refused) {
+			continue
+		}
 		if e := s.checkDir(); e != nil {
 			return e
 		}

@@ -140,7 +140,7 @@ func (t *Table) start(spec *Spec) (*Process, *Cursor, error) {
 	}
 	path, err := spec.find()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, cmp.Or(spec.checkDir(), err) // which may be why
 	}
 	t.turns <- struct{}{}
 	defer func() { <-t.turns }()
@@ -239,7 +239,7 @@ func (p *Process) discard() {
 		_ = p.input.close()
 	}
 	if p.group != nil {
-		p.group.Release(func() {})
+		p.group.Discard()
 	}
 }
 
