@@ -96,7 +96,7 @@ func TestTrimmer(t *testing.T) {
 // ends, and all the same waits for quiet after the last of them.
 func TestTrimmerSleepsThroughABurst(t *testing.T) {
 	leaktest.Check(t)
-	const quiet = 100 * time.Millisecond
+	const quiet = 400 * time.Millisecond
 	dropped := make(chan time.Time, 1)
 	trimmer := newTrimmer(quiet, func() { dropped <- time.Now() })
 	trimmer.touch()
@@ -114,7 +114,7 @@ func TestTrimmerSleepsThroughABurst(t *testing.T) {
 	go func() { ended <- trimmer.run(ctx) }()
 	var last time.Time
 	for range 6 {
-		time.Sleep(quiet / 2)
+		time.Sleep(quiet / 4)
 		last = time.Now()
 		trimmer.touch()
 	}

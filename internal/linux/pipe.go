@@ -85,41 +85,42 @@ func Read(fd uintptr, p []byte) (int, error) {
 	}
 }
 
-// closePause is for how long, once the other side of one descriptor is closed, only
+// closePause is for how long, when the other side of one descriptor is closed, only
 // the last one is waited for: a program that ends closes its output piece by piece,
 // and each would wake the thread, on one processor instead of the program.
 const closePause = 500 * time.Microsecond
 
-// AwaitInput blocks the thread until there is input on one of fds, for limit at
-// most. One whose other side is closed has none. It tells whether there is some
-// on the last one.
+// AwaitInput blocks the thread until there is input on one of fds, or closePause
+// longer, for limit at most. One whose other side is closed has none. It tells
+// whether there is some on the last one.
 func AwaitInput(limit time.Duration, fds ...int) (last bool) {
 	polls := make([]unix.PollFd, len(fds))
 	for i, fd := range fds {
 		polls[i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	}
-	end := time.Now().Add(limit)
-	for awaited := polls; limit > 0; limit = time.Until(end) {
-		if len(awaited) < len(polls) {
-			limit = min(limit, closePause)
-		}
-		timeout := unix.NsecToTimespec(limit.Nanoseconds())
+	awaited, wait := polls, time.Duration(0) // first, what is there already
+	for end := time.Now().Add(limit); ; wait = min(wait, time.Until(end)) {
+		timeout := unix.NsecToTimespec(max(wait, 0).Nanoseconds())
 		if _, err := unix.Ppoll(awaited, &timeout, nil); err != nil {
 			continue // a signal
 		}
-		next := polls
+		closed := false
 		for i := range awaited {
 			switch p := &awaited[i]; {
 			case p.Revents&(unix.POLLIN|unix.POLLNVAL) != 0:
 				return awaited[len(awaited)-1].Revents&unix.POLLIN != 0
 			case p.Revents != 0: // POLLHUP cannot be left out
 				p.Fd = -1
-				next = polls[len(polls)-1:]
+				closed = wait > 0
 			}
 		}
-		awaited = next
+		if time.Until(end) <= 0 {
+			return false
+		}
+		if awaited, wait = polls, limit; closed {
+			awaited, wait = polls[len(polls)-1:], closePause
+		}
 	}
-	return false
 }
 
 // OpenNull opens /dev/null for reading. os.Open would have the runtime try to

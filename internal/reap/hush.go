@@ -22,6 +22,8 @@ type hush struct {
 	until  time.Time         // when it is over
 	before linux.Disposition // of SIGCHLD, while on
 	ended  bool              // for good
+
+	listening sync.WaitGroup // calls of listen that are due, or run
 }
 
 // Hush says that a child is about to be started whose end the caller looks for
@@ -38,6 +40,7 @@ func (r *Reaper) Hush() {
 	var err error
 	if h.before, err = linux.DefaultSignal(unix.SIGCHLD); err == nil {
 		h.on = true
+		h.listening.Add(1)
 		time.AfterFunc(hushTime, r.listen)
 	}
 }
@@ -46,12 +49,14 @@ func (r *Reaper) Hush() {
 // prolonged it.
 func (r *Reaper) listen() {
 	h := &r.hush
+	defer h.listening.Done()
 	h.mu.Lock()
 	if !h.on { // Run has ended
 		h.mu.Unlock()
 		return
 	}
 	if left := time.Until(h.until); left > 0 {
+		h.listening.Add(1)
 		time.AfterFunc(left, r.listen)
 	} else {
 		h.restore()
@@ -66,12 +71,13 @@ func (h *hush) restore() {
 	_ = h.before.Restore(unix.SIGCHLD) // it was like that before: the kernel takes it
 }
 
-// end ends the hush for good.
+// end ends the hush for good. Nothing reaps for it afterwards.
 func (h *hush) end() {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	if h.on {
 		h.restore()
 	}
 	h.ended = true
+	h.mu.Unlock()
+	h.listening.Wait()
 }

@@ -107,8 +107,8 @@ func (r *Reaper) Close() error {
 // Orphans counts the adopted processes reaped so far.
 func (r *Reaper) Orphans() uint64 { return r.orphans.Load() }
 
-// Reap reaps everything that has exited, for a caller that knows of one and
-// need not wait for Run to hear of it. What AfterExit was given runs here.
+// Reap reaps everything that has exited, for a caller that knows of one, or expects
+// it, and need not wait for Run to hear of it. What AfterExit was given runs here.
 func (r *Reaper) Reap() {
 	for _, afterExit := range r.collect() {
 		afterExit()
