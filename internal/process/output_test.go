@@ -442,6 +442,25 @@ func TestOutputSparesAReaderThatComesBack(t *testing.T) {
 	}
 }
 
+// appendUpTo appends pieces until there are size bytes.
+func appendUpTo(o *Output, size int64) {
+	for o.Written() < size {
+		o.append(Stdout, make([]byte, 32<<10), nil)
+	}
+}
+
+// takeUpTo has a reader take everything before offset.
+func takeUpTo(t *testing.T, c *Cursor, offset int64) {
+	t.Helper()
+	for at := int64(0); at < offset; {
+		b, err := c.Take(1 << 20)
+		must(t, err)
+		for _, chunk := range b.Chunks {
+			at = chunk.Offset + int64(len(chunk.Data))
+		}
+	}
+}
+
 func testSparing(t *testing.T, wait time.Duration) {
 	const window = 512 << 10
 	o := newOutput(window, newBudget(window*8))
@@ -454,16 +473,8 @@ func testSparing(t *testing.T, wait time.Duration) {
 	time.Sleep(wait)
 	began := time.Now()
 	idle := &pump{closed: true} // resuming it does nothing
-	for o.Written() < window {
-		o.append(Stdout, make([]byte, 32<<10), nil)
-	}
-	for at := int64(0); at < window; {
-		b, err := eager.Take(1 << 20)
-		must(t, err)
-		for _, c := range b.Chunks {
-			at = c.Offset + int64(len(c.Data))
-		}
-	}
+	appendUpTo(o, window)
+	takeUpTo(t, eager, window)
 	if wait == 0 {
 		began = time.Now()
 		_, err = late.Take(1)
@@ -494,16 +505,8 @@ func TestPullCutsNobodyOff(t *testing.T) {
 	eager, err := o.Attach(0)
 	must(t, err)
 	defer eager.Close()
-	for o.Written() < window {
-		o.append(Stdout, make([]byte, 32<<10), nil)
-	}
-	for at := int64(0); at < window; {
-		b, err := eager.Take(1 << 20)
-		must(t, err)
-		for _, c := range b.Chunks {
-			at = c.Offset + int64(len(c.Data))
-		}
-	}
+	appendUpTo(o, window)
+	takeUpTo(t, eager, window)
 	_, err = write.Write(make([]byte, 64<<10))
 	must(t, err)
 	source.pull()
@@ -526,9 +529,7 @@ func TestFirstToTakeCutsNobodyOff(t *testing.T) {
 		must(t, err)
 		defer both[i].Close()
 	}
-	for o.Written() < window+64<<10 { // as a burst may
-		o.append(Stdout, make([]byte, 32<<10), nil)
-	}
+	appendUpTo(o, window+64<<10) // as a burst may
 	for i, c := range both {
 		if b, err := c.Take(1 << 20); err != nil || len(b.Chunks) == 0 || b.Chunks[0].Offset != 0 {
 			t.Errorf("reader %d: %d chunks, %v", i, len(b.Chunks), err)
@@ -546,13 +547,8 @@ func TestOutputWaitsLittle(t *testing.T) {
 	slow, err := o.Attach(0)
 	must(t, err)
 	defer slow.Close()
-	for o.Written() < window {
-		o.append(Stdout, make([]byte, 32<<10), nil)
-	}
-	for range 2 {
-		_, err = eager.Take(1 << 20) // 256 KiB
-		must(t, err)
-	}
+	appendUpTo(o, window)
+	takeUpTo(t, eager, window)
 	now := time.Now()
 	for _, step := range []struct {
 		after time.Duration
