@@ -20,8 +20,8 @@ type Frozen struct {
 
 // Freeze stops every process in the leaves that no other daemon has, and looks
 // until ctx ends whether they have stopped. Nothing may be cloned into a leaf
-// between Freeze and Thaw: the thread that does waits for an exec that a frozen
-// child never gets to, and with it the whole runtime. SIGKILL still works.
+// between Freeze and Thaw: who does waits for an exec that a frozen child does not
+// get to, and gives it up. SIGKILL still works.
 func (h *Hierarchy) Freeze(ctx context.Context) Frozen {
 	h.Trim() // they are nobody's, and are not counted
 	var f Frozen

@@ -50,7 +50,7 @@ func (t *trimmer) Resume() {
 // touch says that something has ended. It does not block.
 func (t *trimmer) touch() {
 	t.touched.Store(int64(time.Since(t.begun)))
-	if !t.burst.Load() && t.burst.CompareAndSwap(false, true) {
+	if t.burst.CompareAndSwap(false, true) {
 		t.ring()
 	}
 }

@@ -137,6 +137,10 @@ func (s *Spec) checkDir() error {
 	return nil
 }
 
+// refusals are how the kernel refuses a directory or a program that it has found to
+// be wrong.
+var refusals = []error{unix.ENOENT, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG}
+
 // startError makes sense of what the reaper's Start returned. The directory and
 // the program are not looked at before: mostly nothing is wrong with them, and
 // on a file system that does not answer the look would never end. Where one of
@@ -146,10 +150,7 @@ func (s *Spec) startError(path string, err error) error {
 	if e, ok := errors.AsType[*StartError](err); ok {
 		return e
 	}
-	for _, refused := range []error{unix.ENOENT, unix.EACCES, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG} {
-		if !errors.Is(err, refused) {
-			continue
-		}
+	if slices.ContainsFunc(refusals, func(refusal error) bool { return errors.Is(err, refusal) }) {
 		if e := s.checkDir(); e != nil {
 			return e
 		}

@@ -46,8 +46,13 @@ func (r *Reaper) forkExec(cmd *Command) (*Child, error) {
 
 	// On a file system that does not answer this holds up nobody else; ForkExec
 	// would. What it finds ForkExec tells.
-	lookAt(cmd.Dir)
-	lookAt(cmd.Dir, cmd.Path)
+	program := cmd.Path
+	if !filepath.IsAbs(program) {
+		program = filepath.Join(cmd.Dir, program)
+	}
+	var st unix.Stat_t
+	_ = unix.Stat(cmd.Dir, &st)
+	_ = unix.Stat(program, &st)
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,13 +85,4 @@ func (r *Reaper) forkExec(cmd *Command) (*Child, error) {
 	c := &Child{pid: pid, pidfd: pidfd, done: make(chan struct{})}
 	r.children[pid] = c
 	return c, nil
-}
-
-// lookAt looks at a path, whose last part may be absolute.
-func lookAt(parts ...string) {
-	if last := parts[len(parts)-1]; filepath.IsAbs(last) {
-		parts = []string{last}
-	}
-	var st unix.Stat_t
-	_ = unix.Stat(filepath.Join(parts...), &st)
 }
