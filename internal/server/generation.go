@@ -182,9 +182,9 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		if c.spared.Load() {
 			_ = c.socket.Close() // most often it is closed
 		}
-		<-r.places
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		defer func() { <-r.places }() // who gets it finds this one gone
 		delete(r.all, c)
 		if len(r.all) == 0 {
 			r.all = nil // maps do not shrink by themselves
