@@ -188,9 +188,13 @@ func leafName(pid int, n uint64) string { return fmt.Sprintf("%d-%d", pid, n) }
 // abandoned tells whether a name is that of a leaf that no other daemon has: of
 // our own, or of one that runs no more.
 func abandoned(name string) bool {
-	var pid int
-	var n uint64
-	if _, err := fmt.Sscanf(name, "%d-%d", &pid, &n); err != nil || name != leafName(pid, n) {
+	first, last, _ := strings.Cut(name, "-")
+	pid, err := strconv.Atoi(first)
+	if err != nil {
+		return false
+	}
+	n, err := strconv.ParseUint(last, 10, 64)
+	if err != nil || name != leafName(pid, n) {
 		return false
 	}
 	return pid == os.Getpid() || errors.Is(unix.Kill(pid, 0), unix.ESRCH)

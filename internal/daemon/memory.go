@@ -2,11 +2,12 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -104,8 +105,13 @@ func anonymousMemory() int {
 	if err != nil {
 		return math.MaxInt
 	}
-	var size, resident, shared int // in pages
-	if _, err := fmt.Sscan(string(b), &size, &resident, &shared); err != nil {
+	fields := strings.Fields(string(b)) // in pages: size, resident, shared, and more
+	if len(fields) < 3 {
+		return math.MaxInt
+	}
+	resident, err1 := strconv.Atoi(fields[1])
+	shared, err2 := strconv.Atoi(fields[2])
+	if err1 != nil || err2 != nil {
 		return math.MaxInt
 	}
 	return (resident - shared) * os.Getpagesize()
