@@ -28,13 +28,13 @@ type birth struct {
 }
 
 // newBirth prepares all that the child is going to do.
-func newBirth(cmd *Command, files slot, limit unix.Rlimit) (*birth, error) {
+func newBirth(cmd *Command, files slot, limit unix.Rlimit, daemon ids) (*birth, error) {
 	b := &birth{child: &Child{pidfd: -1, done: make(chan struct{})}, files: files, calls: make([]vfork.Call, 0, 20)}
 	b.call(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, keep(b, new(uint64)), 0, 8)
 	b.descriptors()
 	b.call(unix.SYS_SETSID)
 	b.priorities()
-	b.user(&cmd.User)
+	b.user(&cmd.User, daemon)
 	dir, err := b.string(cmd.Dir)
 	if err != nil {
 		return nil, err
@@ -77,14 +77,34 @@ func (b *birth) priorities() {
 	b.try(unix.SYS_IOPRIO_SET, linux.IOPrioProcess, 0, linux.IOPrioDefault)
 }
 
-func (b *birth) user(u *Credential) {
+// ids are those that a child has from the start: the daemon's. One of which the
+// real, the effective and the saved differ is -1, which is nobody's.
+type ids struct{ user, group int }
+
+func ownIDs() ids {
+	same := func(own, effective, saved int) int {
+		if own != effective || own != saved {
+			return -1
+		}
+		return own
+	}
+	return ids{same(unix.Getresuid()), same(unix.Getresgid())}
+}
+
+// user leaves out the calls that would change nothing: each makes the kernel copy
+// all that it knows of who the process is, and free it when nobody looks any more.
+func (b *birth) user(u *Credential, daemon ids) {
 	if os.Geteuid() == 0 { // else it can only be the daemon's own
 		groups := append([]uint32{}, u.Groups...)
 		groups = append(groups, 0) // so that there is a first
 		b.call(unix.SYS_SETGROUPS, uintptr(len(u.Groups)), keep(b, &groups[0]))
 	}
-	b.call(unix.SYS_SETGID, uintptr(u.GID))
-	b.call(unix.SYS_SETUID, uintptr(u.UID))
+	if int(u.GID) != daemon.group {
+		b.call(unix.SYS_SETGID, uintptr(u.GID))
+	}
+	if int(u.UID) != daemon.user {
+		b.call(unix.SYS_SETUID, uintptr(u.UID))
+	}
 }
 
 func (b *birth) exec(cmd *Command) error {

@@ -40,6 +40,7 @@ type Reaper struct {
 	old      atomic.Bool   // the kernel has no clone3(2), or no close_range(2)
 	patience time.Duration // execLimit
 	files    unix.Rlimit   // of a child: the daemon's, but for what Go raised
+	own      ids           // of the daemon
 	slots    slots         // for the descriptors of children
 	hush     hush
 
@@ -70,6 +71,7 @@ func Open() (*Reaper, error) {
 		doorbell: make(chan os.Signal, 1),
 		patience: execLimit,
 		files:    unix.Rlimit{Cur: vfork.FileLimit, Max: linux.HardFileLimit()},
+		own:      ownIDs(),
 		slots:    openSlots(linux.FileLimit()),
 		births:   make(map[*birth]struct{}),
 		children: make(map[int]*Child),

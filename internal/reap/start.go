@@ -60,7 +60,7 @@ func (r *Reaper) Start(cmd Command) (*Child, error) {
 		return nil, err
 	}
 	defer r.slots.give(files)
-	b, err := newBirth(&cmd, files, r.files)
+	b, err := newBirth(&cmd, files, r.files, r.own)
 	if err != nil {
 		return nil, err
 	}

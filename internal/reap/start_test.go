@@ -84,6 +84,27 @@ func TestCredentialAlwaysSetsGroups(t *testing.T) {
 	}
 }
 
+// The ids of a daemon that is two at once are not for its children.
+func TestCredentialOfADaemonWithTwo(t *testing.T) {
+	done := make(chan string)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: its ids end with it
+		_, _, noGroup := unix.RawSyscall(unix.SYS_SETRESGID, 1235, 0, 0)
+		_, _, noUser := unix.RawSyscall(unix.SYS_SETRESUID, 1234, 0, 0)
+		if noGroup != 0 || noUser != 0 {
+			t.Error(noGroup, noUser)
+			return
+		}
+		cmd := shell(t, `while read k v; do case $k in Uid:|Gid:) echo $k $v;; esac; done </proc/self/status`)
+		cmd.User = Credential{UID: 1234, GID: 1235}
+		done <- output(t, open(t), cmd)
+	}()
+	if got, want := strings.Join(strings.Fields(<-done), " "), "Uid: 1234 1234 1234 1234 Gid: 1235 1235 1235 1235"; got != want {
+		t.Errorf("child is %q, want %q", got, want)
+	}
+}
+
 // grandchildren prints what children see that a program forks at once, before
 // anything outside could have touched them.
 const grandchildren = `for i in 1 2 3; do (cat /proc/self/oom_score_adj; cut -d" " -f19 /proc/self/stat) & done; wait`
