@@ -165,7 +165,9 @@ func TestRestore(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := g.sockets(); n != 5 { // user1 has two, user2 has one
+	// user1 has two, user2 has one, and package http may have dialled one that it
+	// did not need: a connection that just answered is not at hand at once.
+	if n := g.sockets(); n < 5 {
 		t.Errorf("%d connections before", n)
 	}
 
