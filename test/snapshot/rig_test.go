@@ -209,8 +209,14 @@ func (g *guest) peer(h2 bool) *peer {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(!h2)
 	protocols.SetUnencryptedHTTP2(h2)
+	most := 0 // connections: any number
+	if h2 {
+		// Package http has the first one answer before others find it: who comes
+		// between would dial another, in vain.
+		most = 1
+	}
 	p.http = &http.Client{Transport: &http.Transport{
-		Protocols: protocols, MaxIdleConnsPerHost: 100,
+		Protocols: protocols, MaxIdleConnsPerHost: 100, MaxConnsPerHost: most,
 		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 			if err == nil {
