@@ -137,10 +137,10 @@ func prepareSelf() error {
 	return errors.Join(linux.CloseOnExecFrom(3), linux.DefaultIgnoredSignals())
 }
 
-// protectSelf makes the daemon the last to be killed when memory runs out. PID
-// 1 never is. It takes CAP_SYS_RESOURCE.
+// protectSelf makes the daemon the last to be killed when memory runs out. The
+// machine's init never is. It takes CAP_SYS_RESOURCE.
 func protectSelf() error {
-	if os.Getpid() == 1 {
+	if linux.MachineInit() {
 		return nil
 	}
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {

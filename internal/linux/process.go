@@ -3,6 +3,7 @@ package linux
 import (
 	"fmt"
 	"math"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,17 @@ func Subreap() error {
 		return fmt.Errorf("prctl PR_SET_CHILD_SUBREAPER: %w", err)
 	}
 	return nil
+}
+
+// MachineInit tells whether this process is the machine's PID 1, which the kernel
+// never kills for want of memory. That of a container is like any other.
+func MachineInit() bool {
+	const initial = "pid:[4026531836]" // PROC_PID_INIT_INO, linux/proc_ns.h
+	if os.Getpid() != 1 {
+		return false
+	}
+	namespace, err := os.Readlink("/proc/self/ns/pid")
+	return err != nil || namespace == initial // without the file there is one only
 }
 
 // I/O priority values, from linux/ioprio.h.

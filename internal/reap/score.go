@@ -3,13 +3,15 @@ package reap
 import (
 	"os"
 	"strings"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // score lends the children's oom_score_adj to the daemon for the length of a
 // fork by forkExec, so that the child is born with it: written from outside after
 // the start, it comes too late for grandchildren. For that moment the daemon is
-// as eligible as any command, and the kernel picks the largest of them. PID 1
-// is never picked and simply keeps the children's score.
+// as eligible as any command, and the kernel picks the largest of them. The
+// machine's init is never picked and simply keeps the children's score.
 //
 // Methods are called under the reaper's lock. Without a file they do nothing:
 // that is a system that does not let us write it.
@@ -36,7 +38,7 @@ func openScore() *score {
 		own:      []byte(strings.TrimSpace(string(buf[:n]))),
 		children: []byte(childScore),
 	}
-	if os.Getpid() == 1 {
+	if linux.MachineInit() {
 		s.own = s.children
 		s.lend()
 	}

@@ -46,6 +46,7 @@ const limit = 2 * time.Minute
 type daemon struct {
 	name     string
 	program  string // "" for the one that TestMain built
+	attr     *syscall.SysProcAttr
 	base     string // URL
 	features []string
 
@@ -203,6 +204,7 @@ func (d *daemon) start(flags ...string) error {
 		path = program
 	}
 	d.cmd = exec.Command(path, append([]string{"--isnotfc", "--port", "0", "--cgroup-root", root}, flags...)...)
+	d.cmd.SysProcAttr = d.attr
 	// Nothing of this may reach a command.
 	d.cmd.Env = append(os.Environ(), "ENVD_WIRE_SECRET=leaked")
 	r, w, err := os.Pipe()
