@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,14 +17,15 @@ func TestContainerInit(t *testing.T) {
 	ownBinary(t)
 	entry := filepath.Join(t.TempDir(), "entrypoint")
 	script := "#!/bin/sh\nmount --make-rprivate / && mount -t proc proc /proc && exec " + program + ` "$@"` + "\n"
-	if err := os.WriteFile(entry, []byte(script), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.WriteFile(entry, []byte(script), 0o755))
 	d := &daemon{name: "container", program: entry, attr: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}}
-	if err := d.start(); err != nil {
-		t.Fatal(err)
-	}
-	c := &call{t: t, d: d, kind: "connect-proto-h2c", caller: newConnect(d, http2())}
+	must(t, d.start())
+	t.Cleanup(func() {
+		if err := d.stop(); err != nil {
+			t.Errorf("%v\n%s", err, d.log)
+		}
+	})
+	c := callerOf(t, d, "connect-proto-h2c")
 	ctx := bounded(t)
 
 	scores := strings.Fields(c.output(ctx, sh("cat /proc/1/oom_score_adj /proc/self/oom_score_adj; readlink /proc/1/exe")))
@@ -40,11 +40,7 @@ func TestContainerInit(t *testing.T) {
 	f := c.start(ctx, sh("setsid sleep 1000 & (sleep 1000 &); echo up; exec sleep 1000")).until("up\n")
 	c.must(c.signal(ctx, pid(f.pid), 9))
 	f.rest()
-	// The daemon and the shell that counts are left.
-	for c.output(ctx, sh("set -- /proc/[0-9]*; echo $#")) != "2\n" {
-		time.Sleep(5 * time.Millisecond)
-	}
-	if err := d.stop(); err != nil {
-		t.Errorf("%v\n%s", err, d.log)
-	}
+	waitUntil(t, "only the daemon and the shell that counts are left", func() bool {
+		return c.output(ctx, sh("set -- /proc/[0-9]*; echo $#")) == "2\n"
+	})
 }

@@ -45,9 +45,9 @@ const limit = 2 * time.Minute
 // daemon is a running daemon. Those that TestMain started have a process.
 type daemon struct {
 	name     string
-	program  string // "" for the one that TestMain built
-	attr     *syscall.SysProcAttr
-	base     string // URL
+	program  string               // "" for the one that TestMain built
+	attr     *syscall.SysProcAttr // how it is started; nil for plainly
+	base     string               // URL
 	features []string
 
 	cmd     *exec.Cmd // nil: somebody else's

@@ -19,9 +19,7 @@ import (
 // checks that the errors name the limit: ENOSPC would read like a full disk.
 func TestWatchLimits(t *testing.T) {
 	t.Parallel()
-	if program == "" {
-		t.Skip("the daemon is not ours to start")
-	}
+	ownBinary(t)
 	dir := userDir(t)
 	wrapper := t.TempDir() + "/envd"
 	must(t, os.WriteFile(wrapper, []byte(`#!/bin/sh
