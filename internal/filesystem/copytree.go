@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -11,8 +12,10 @@ import (
 	"github.com/wrenn/envd/internal/linux"
 )
 
-// copyTree copies what is at from to the new name to.
-func (v *View) copyTree(from, to place) error {
+// copyTree copies what is at from to the new name to. Nobody else may write to
+// the directory of to, unless the view is limited to its user's own reach: what
+// is made there is found again by its name. The answer is what was copied.
+func (v *View) copyTree(from, to place) (inode, error) {
 	c := treeCopy{to: to.dir, made: make(map[inode]string), lenient: v.limited()}
 	return c.copy(from.dir, from.name, to.dir, to.name, to.name)
 }
@@ -32,45 +35,37 @@ type treeCopy struct {
 }
 
 // copy copies the file name in from to newName in to, which is path from the
-// root of the copy.
-func (c *treeCopy) copy(from int, name string, to int, newName, path string) error {
-	var st unix.Stat_t
-	if err := statAt(from, name, &st); err != nil {
-		return inTree(name, err)
+// root of the copy. Contents and attributes come from one open file: who swaps
+// names meanwhile gets nothing under another's mode or owner.
+func (c *treeCopy) copy(from int, name string, to int, newName, path string) (id inode, err error) {
+	src, st, err := openEntry(from, name)
+	if err != nil {
+		return id, inTree(name, err)
 	}
+	defer src.Close()
 	kind := st.Mode & unix.S_IFMT
-	id := inode{st.Dev, st.Ino}
+	id = inode{st.Dev, st.Ino}
 	if first, ok := c.made[id]; ok {
-		return inTree(name, unix.Linkat(c.to, first, to, newName, 0))
+		return id, inTree(name, unix.Linkat(c.to, first, to, newName, 0))
 	}
-	var err error
 	switch kind {
 	case unix.S_IFDIR:
-		err = c.directory(from, name, to, newName, path, &st)
+		err = c.directory(src, to, newName, path, &st)
 	case unix.S_IFREG:
-		err = c.regular(from, name, to, newName, &st)
-	case unix.S_IFLNK:
-		err = c.symlink(from, name, to, newName, &st)
+		err = c.regular(src, to, newName, &st)
 	default:
-		if err = unix.Mknodat(to, newName, st.Mode, int(st.Rdev)); err == nil {
-			err = c.attributesAt(to, newName, &st)
-		}
+		err = c.special(src, to, newName, &st)
 	}
 	if err == nil && kind != unix.S_IFDIR && st.Nlink > 1 {
 		c.made[id] = path
 	}
-	return inTree(name, err)
+	return id, inTree(name, err)
 }
 
-func (c *treeCopy) directory(from int, name string, to int, newName, path string, st *unix.Stat_t) error {
+func (c *treeCopy) directory(src *os.File, to int, newName, path string, st *unix.Stat_t) error {
 	if len(path) > pathMax {
 		return unix.ENAMETOOLONG // and two descriptors are held for each level
 	}
-	src, err := openDir(from, name)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
 	// Nobody else looks in before modes and owners are right.
 	if err := unix.Mkdirat(to, newName, 0o700); err != nil {
 		return err
@@ -85,7 +80,7 @@ func (c *treeCopy) directory(from int, name string, to int, newName, path string
 		return err
 	}
 	for _, child := range names {
-		err := c.copy(int(src.Fd()), child, int(dst.Fd()), child, path+"/"+child)
+		_, err := c.copy(int(src.Fd()), child, int(dst.Fd()), child, path+"/"+child)
 		if errors.Is(err, unix.ENOENT) && !exists(int(src.Fd()), child) {
 			continue // vanished meanwhile
 		}
@@ -101,12 +96,7 @@ func exists(dirfd int, name string) bool {
 	return statAt(dirfd, name, &st) == nil
 }
 
-func (c *treeCopy) regular(from int, name string, to int, newName string, st *unix.Stat_t) error {
-	src, err := openRegular(from, name)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
+func (c *treeCopy) regular(src *os.File, to int, newName string, st *unix.Stat_t) error {
 	fd, err := linux.OpenAt(to, newName, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -122,15 +112,28 @@ func (c *treeCopy) regular(from int, name string, to int, newName string, st *un
 	return err
 }
 
-func (c *treeCopy) symlink(from int, name string, to int, newName string, st *unix.Stat_t) error {
-	target, err := readLink(from, name)
+// special makes what is not opened: a link, FIFO, socket or device.
+func (c *treeCopy) special(src *os.File, to int, newName string, st *unix.Stat_t) error {
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		target, err := readLink(int(src.Fd()), "")
+		if err != nil {
+			return err
+		}
+		if err := unix.Symlinkat(target, to, newName); err != nil {
+			return err
+		}
+	} else if err := unix.Mknodat(to, newName, st.Mode, int(st.Rdev)); err != nil {
+		return err
+	}
+	dst, made, err := pin(to, newName)
 	if err != nil {
 		return err
 	}
-	if err := unix.Symlinkat(target, to, newName); err != nil {
-		return err
+	defer unix.Close(dst)
+	if made.Mode&unix.S_IFMT != st.Mode&unix.S_IFMT {
+		return fmt.Errorf("%w: its copy became another file", unix.ESTALE)
 	}
-	return c.attributesAt(to, newName, st)
+	return c.pinnedAttributes(dst, st)
 }
 
 // attributes gives the open file dst what src has, which st describes. The
@@ -150,20 +153,20 @@ func (c *treeCopy) attributes(dst, src int, st *unix.Stat_t) error {
 	return setTimes(dst, "", unix.AT_EMPTY_PATH, st)
 }
 
-// attributesAt is attributes for what cannot be opened: links and special files.
-func (c *treeCopy) attributesAt(to int, name string, st *unix.Stat_t) error {
+// pinnedAttributes is attributes for what cannot be opened, but pinned.
+func (c *treeCopy) pinnedAttributes(dst int, st *unix.Stat_t) error {
 	mode, err := c.own(st, func() error {
-		return unix.Fchownat(to, name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW)
+		return unix.Fchownat(dst, "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH)
 	})
 	if err != nil {
 		return err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
-		if err := unix.Fchmodat(to, name, mode, 0); err != nil {
+	if st.Mode&unix.S_IFMT != unix.S_IFLNK { // links have no mode
+		if err := unix.Chmod(procPath(dst), mode); err != nil {
 			return err
 		}
 	}
-	return setTimes(to, name, unix.AT_SYMLINK_NOFOLLOW, st)
+	return setTimes(dst, "", unix.AT_EMPTY_PATH, st)
 }
 
 // own runs chown and says which mode fits the owner: the set-ID bits go with

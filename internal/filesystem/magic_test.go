@@ -87,8 +87,15 @@ func TestSwappedMagicLink(t *testing.T) {
 	t.Logf("%d passed, %d refused", passed, refused)
 }
 
-// swapAs is swap with the rights of u.
+// swapAs swaps a and b, again and again, with the rights of u.
 func swapAs(u User, a, b string) (stop func()) {
+	return alongside(u, func() error {
+		return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+	})
+}
+
+// alongside calls do, again and again, with the rights of u, until it fails.
+func alongside(u User, do func() error) (stop func()) {
 	done, stopped := make(chan struct{}), make(chan error)
 	go func() {
 		stopped <- linux.DoAs(linux.FSIdentity{UID: u.UID, GID: u.GID, Groups: u.Groups}, func() error {
@@ -98,7 +105,7 @@ func swapAs(u User, a, b string) (stop func()) {
 					return nil
 				default:
 				}
-				if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE); err != nil {
+				if err := do(); err != nil {
 					return err
 				}
 			}

@@ -2,6 +2,8 @@ package filesystem
 
 import (
 	"errors"
+	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -66,8 +68,12 @@ func (p place) rename(to place) error {
 
 // moveAcross moves from one filesystem to another. source is the path of from.
 func (v *View) moveAcross(from, to place, source string) error {
-	temp := place{to.dir, tempName()}
-	err := v.copyTree(from, temp)
+	temp, remove, err := v.tempPlace(to)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	copied, err := v.copyTree(from, temp)
 	if err == nil {
 		err = temp.rename(to)
 	}
@@ -75,5 +81,46 @@ func (v *View) moveAcross(from, to place, source string) error {
 		_ = removeTree(temp, temp.name)
 		return err
 	}
+	var st unix.Stat_t
+	if statAt(from.dir, from.name, &st) == nil && copied != (inode{st.Dev, st.Ino}) {
+		return nil // what took its name meanwhile was not moved, and stays
+	}
 	return removeTree(from, source)
+}
+
+// tempPlace is where the copy of a tree grows until it is renamed to to; it ends
+// with remove. For the user's own reach that is beside to. Root's must not be
+// lent to who may write there and swaps what was just made: it works in a
+// directory that only root writes to.
+func (v *View) tempPlace(to place) (temp place, remove func(), err error) {
+	name := tempName()
+	if v.limited() || os.Geteuid() != 0 {
+		return place{to.dir, name}, func() {}, nil
+	}
+	if err := unix.Mkdirat(to.dir, name, 0o700); err != nil {
+		return place{}, nil, err
+	}
+	// If something else has that name in the end, at most it is empty too.
+	rmdir := func() { _ = unlinkAt(to.dir, name, unix.AT_REMOVEDIR) }
+	dir, err := privateDir(to.dir, name)
+	if err != nil {
+		rmdir()
+		return place{}, nil, err
+	}
+	return place{dir, name}, func() { _ = unix.Close(dir); rmdir() }, nil
+}
+
+// privateDir pins the directory name in dirfd if it is root's and nobody else may
+// write to it: another of that kind serves as well. Not all filesystems keep
+// other modes of 0700.
+func privateDir(dirfd int, name string) (int, error) {
+	fd, st, err := pin(dirfd, name)
+	if err != nil {
+		return -1, err
+	}
+	if st.Mode&(unix.S_IFMT|0o022) != unix.S_IFDIR || st.Uid != 0 {
+		_ = unix.Close(fd)
+		return -1, fmt.Errorf("%w: the directory for the copy became another file", unix.ESTALE)
+	}
+	return fd, nil
 }

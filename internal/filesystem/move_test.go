@@ -187,6 +187,32 @@ func TestMoveAcrossFilesystemsErrors(t *testing.T) {
 	})
 }
 
+// TestMoveAcrossFilesystemsWhileReplaced: a file that is replaced while it is
+// copied leaves its replacement behind.
+func TestMoveAcrossFilesystemsWhileReplaced(t *testing.T) {
+	modes(t, func(t *testing.T, v *View, dir string) {
+		tmpfs := mount(t, "-t", "tmpfs", "none")
+		from, next := filepath.Join(dir, "f"), filepath.Join(dir, "next")
+		old := string(random(8 << 20))
+		_, err := upload(v, from, old)
+		must(t, err)
+		_, err = upload(v, next, "new")
+		must(t, err)
+		stop := alongside(alice, func() error {
+			if names, err := os.ReadDir(tmpfs); err != nil || len(names) == 0 {
+				return err
+			}
+			_ = os.Rename(next, from) // once
+			return nil
+		})
+		_, err = v.Move(from, filepath.Join(tmpfs, "f"))
+		stop()
+		must(t, err)
+		wantContents(t, filepath.Join(tmpfs, "f"), old)
+		wantContents(t, from, "new")
+	})
+}
+
 // TestMoveSparseAcrossFilesystems moves 5 GiB of holes around 8 KiB.
 func TestMoveSparseAcrossFilesystems(t *testing.T) {
 	dir, tmpfs := userDir(t), mount(t, "-t", "tmpfs", "-o", "size=4m", "none")

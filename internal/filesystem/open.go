@@ -104,18 +104,22 @@ func reopen(fd int, name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(opened), name), nil
 }
 
-// openRegular opens the regular file name in dirfd for reading; no link is
-// followed. What has taken its place meanwhile is unix.ENOENT, unopened.
-func openRegular(dirfd int, name string) (*os.File, error) {
+// openEntry opens the entry name in dirfd for reading and tells what it opened:
+// a regular file or a directory; any other kind is held on to, unopened (O_PATH).
+// No link is followed. Whoever looked at the name before, and works on what this
+// tells, works on one file, whoever swaps names meanwhile.
+func openEntry(dirfd int, name string) (*os.File, unix.Stat_t, error) {
 	fd, st, err := pin(dirfd, name)
 	if err != nil {
-		return nil, err
+		return nil, st, err
 	}
-	defer unix.Close(fd)
-	if checkRegular(st.Mode) != nil {
-		return nil, unix.ENOENT
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG, unix.S_IFDIR:
+		defer unix.Close(fd)
+		f, err := reopen(fd, name, unix.O_RDONLY)
+		return f, st, err
 	}
-	return reopen(fd, name, unix.O_RDONLY)
+	return os.NewFile(uintptr(fd), name), st, nil
 }
 
 // generated asks the filesystem of fd only where the size leaves doubt.

@@ -90,16 +90,17 @@ func vanished(err error) error {
 
 // entry packs the file name in dirfd as path.
 func (p *packer) entry(dirfd int, name, path string) error {
-	var st unix.Stat_t
-	if err := statAt(dirfd, name, &st); err != nil {
+	f, st, err := openEntry(dirfd, name)
+	if err != nil {
 		return vanished(err)
 	}
+	defer f.Close()
 	h := p.header(path, &st)
 	if first, ok := p.packed[inode{st.Dev, st.Ino}]; ok {
 		h.Typeflag, h.Linkname = tar.TypeLink, first
 		return p.w.WriteHeader(h)
 	}
-	if err := p.contents(dirfd, name, h, &st); err != nil {
+	if err := p.contents(f, h, &st); err != nil {
 		return err
 	}
 	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
@@ -108,27 +109,22 @@ func (p *packer) entry(dirfd int, name, path string) error {
 	return nil
 }
 
-// contents writes the header h of the file name, and what it holds.
-func (p *packer) contents(dirfd int, name string, h *tar.Header, st *unix.Stat_t) (err error) {
+// contents writes the header h of the file f, and what it holds.
+func (p *packer) contents(f *os.File, h *tar.Header, st *unix.Stat_t) (err error) {
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return p.regular(dirfd, name, h)
+		return p.regular(f, h, st.Size)
 	case unix.S_IFDIR:
-		dir, err := openDir(dirfd, name)
-		if err != nil {
-			return vanished(err)
-		}
-		defer dir.Close()
 		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-		p.attributes(h, int(dir.Fd()))
+		p.attributes(h, int(f.Fd()))
 		if err := p.w.WriteHeader(h); err != nil {
 			return err
 		}
-		return p.directory(dir, h.Name)
+		return p.directory(f, h.Name)
 	case unix.S_IFLNK:
 		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = readLink(dirfd, name); err != nil {
-			return vanished(err)
+		if h.Linkname, err = readLink(int(f.Fd()), ""); err != nil {
+			return err
 		}
 	case unix.S_IFIFO:
 		h.Typeflag = tar.TypeFifo
@@ -144,25 +140,16 @@ func (p *packer) contents(dirfd int, name string, h *tar.Header, st *unix.Stat_t
 	return p.w.WriteHeader(h)
 }
 
-// regular packs the bytes that the file has when it is opened. What is appended
-// later is left for the next archive.
-func (p *packer) regular(dirfd int, name string, h *tar.Header) error {
-	f, err := openRegular(dirfd, name)
-	if err != nil {
-		return vanished(err)
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return err
-	}
-	h.Typeflag, h.Size = tar.TypeReg, st.Size
+// regular packs the size bytes that the file had when it was opened. What is
+// appended later is left for the next archive.
+func (p *packer) regular(f *os.File, h *tar.Header, size int64) error {
+	h.Typeflag, h.Size = tar.TypeReg, size
 	p.attributes(h, int(f.Fd()))
 	if err := p.w.WriteHeader(h); err != nil {
 		return err
 	}
-	n, err := pump(p.w, io.LimitReader(f, h.Size))
-	if err == nil && n < h.Size {
+	n, err := pump(p.w, io.LimitReader(f, size))
+	if err == nil && n < size {
 		err = fmt.Errorf("%w: %s got shorter while it was read", ErrSource, h.Name)
 	}
 	return err

@@ -1,0 +1,169 @@
+package filesystem
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Here alice swaps names in a directory of hers while the daemon, with root's
+// reach, works there for her. What is not hers stays what it is.
+
+// private makes a file and a directory of root that nobody else may read, and
+// that alice can give other names.
+func private(t *testing.T, dir string) (file, tree string) {
+	t.Helper()
+	file, tree = filepath.Join(dir, "private"), filepath.Join(dir, "private.d")
+	must(t, os.WriteFile(file, []byte("secret"), 0o600))
+	must(t, os.Mkdir(tree, 0o700))
+	must(t, os.WriteFile(filepath.Join(tree, "f"), []byte("secret"), 0o644))
+	return file, tree
+}
+
+// wantPrivate fails unless root alone can reach the secrets below dir, whatever
+// their names are now.
+func wantPrivate(t *testing.T, dir string) {
+	t.Helper()
+	var walk func(path string, kept bool)
+	walk = func(path string, kept bool) {
+		st := lstat(t, path)
+		kept = kept || st.Uid == 0 && st.Mode&0o077 == 0
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFDIR:
+			names, err := os.ReadDir(path)
+			must(t, err)
+			for _, n := range names {
+				walk(filepath.Join(path, n.Name()), kept)
+			}
+		case unix.S_IFREG:
+			b, err := os.ReadFile(path)
+			must(t, err)
+			if !kept && bytes.Contains(b, []byte("secret")) {
+				t.Fatalf("others reach the secret in %s: owner %d, mode %o", path, st.Uid, st.Mode)
+			}
+		}
+	}
+	walk(dir, false)
+}
+
+// harass calls act, again and again, with the rights of alice; it has been
+// called when harass returns.
+func harass(act func()) (stop func()) {
+	var once sync.Once
+	first := make(chan struct{})
+	stop = alongside(alice, func() error {
+		act()
+		once.Do(func() { close(first) })
+		return nil
+	})
+	<-first
+	return stop
+}
+
+func empty(t *testing.T, dirs ...string) {
+	t.Helper()
+	for _, dir := range dirs {
+		names, err := os.ReadDir(dir)
+		must(t, err)
+		for _, n := range names {
+			must(t, os.RemoveAll(filepath.Join(dir, n.Name())))
+		}
+	}
+}
+
+func exchange(a, b string) error {
+	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+}
+
+// TestMoveWhileTheCopyIsSwapped: as soon as something incomplete appears in the
+// destination, alice puts what is root's in its place, or a link to that.
+func TestMoveWhileTheCopyIsSwapped(t *testing.T) {
+	src, dir := userDir(t), mount(t, "-t", "tmpfs", "none")
+	v := as(alice, dir, false)
+	from := filepath.Join(src, "from")
+	for kind, makeIt := range map[string]func() error{
+		"fifo":      func() error { return errors.Join(unix.Mkfifo(from, 0), os.Chmod(from, 0o666)) },
+		"link":      func() error { return os.Symlink("/nowhere", from) },
+		"directory": func() error { return os.Mkdir(from, 0o755) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			swapped := 0
+			for i := 0; i < 300 && !t.Failed(); i++ {
+				empty(t, src, dir)
+				file, tree := private(t, dir)
+				must(t, makeIt())
+				must(t, os.Lchown(from, int(alice.UID), int(alice.GID)))
+				stop := harass(func() {
+					names, err := os.ReadDir(dir)
+					for _, n := range names {
+						if !strings.HasPrefix(n.Name(), tempPrefix) {
+							continue
+						}
+						path := filepath.Join(dir, n.Name())
+						switch i % 3 {
+						case 0:
+							if err = os.Rename(path, filepath.Join(dir, "away")); err == nil {
+								err = os.Symlink(file, path)
+							}
+						case 1:
+							err = exchange(path, file)
+						case 2:
+							err = exchange(path, tree)
+						}
+						if err == nil {
+							swapped++
+						}
+					}
+				})
+				_, err := v.Move(from, "to")
+				stop()
+				if err == nil {
+					wantOwner(t, filepath.Join(dir, "to"), alice)
+				}
+				wantPrivate(t, dir)
+			}
+			if swapped == 0 {
+				t.Error("nothing was swapped")
+			}
+			t.Logf("swapped %d times", swapped)
+		})
+	}
+}
+
+// TestMoveWhileTheSourceIsSwapped: what moved has the owner and the mode of
+// what its contents came from.
+func TestMoveWhileTheSourceIsSwapped(t *testing.T) {
+	src, dir := userDir(t), mount(t, "-t", "tmpfs", "none")
+	v := as(alice, dir, false)
+	mine := filepath.Join(src, "mine")
+	for kind, makeIt := range map[string]func() error{
+		"private":   func() error { return os.WriteFile(mine, []byte("what is alice's"), 0o644) },
+		"private.d": func() error { return os.Mkdir(mine, 0o755) },
+	} {
+		t.Run(kind, func(t *testing.T) {
+			moved := map[string]int{}
+			for i := 0; i < 500 && !t.Failed(); i++ {
+				empty(t, src, dir)
+				private(t, src)
+				must(t, makeIt())
+				must(t, os.Chown(mine, int(alice.UID), int(alice.GID)))
+				stop := harass(func() { _ = exchange(mine, filepath.Join(src, kind)) })
+				e, err := v.Move(mine, "to")
+				stop()
+				if err == nil {
+					moved[e.Owner]++
+				}
+				wantPrivate(t, dir)
+			}
+			if len(moved) != 2 {
+				t.Errorf("moved, by owner: %v; want some of each", moved)
+			}
+		})
+	}
+}
