@@ -1,8 +1,11 @@
 package filesystem
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -165,5 +168,59 @@ func TestMoveWhileTheSourceIsSwapped(t *testing.T) {
 				t.Errorf("moved, by owner: %v; want some of each", moved)
 			}
 		})
+	}
+}
+
+// TestUnpackWhileADirectoryIsSwapped: before the archive ends, which in one case
+// describes its directory once more, alice puts root's in the place of that.
+func TestUnpackWhileADirectoryIsSwapped(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		t.Run(fmt.Sprintf("again=%v", again), func(t *testing.T) {
+			dir := userDir(t)
+			_, tree := private(t, dir)
+			r, w := io.Pipe()
+			unpacked := make(chan error, 1)
+			go func() { unpacked <- as(alice, dir, false).Unpack(dir, r) }()
+			made := &tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755, PAXRecords: map[string]string{paxXattr + "user.k": "v"}}
+			tw := tar.NewWriter(w)
+			must(t, tw.WriteHeader(made))
+			// It is obeyed before the next is read.
+			must(t, tw.WriteHeader(&tar.Header{Name: "f", Mode: 0o644}))
+			must(t, exchange(filepath.Join(dir, "d"), tree))
+			if again {
+				must(t, tw.WriteHeader(made))
+			}
+			must(t, tw.Close())
+			must(t, w.Close())
+			must(t, <-unpacked)
+			wantPrivate(t, dir)
+			if n, err := unix.Getxattr(filepath.Join(dir, "d"), "user.k", nil); err == nil {
+				t.Errorf("root's directory has an attribute of %d bytes", n)
+			}
+		})
+	}
+}
+
+// TestUnpackForRootWhileADirectoryIsSwapped: alice takes part in what root
+// unpacks in a directory of hers.
+func TestUnpackForRootWhileADirectoryIsSwapped(t *testing.T) {
+	dir := userDir(t)
+	d := filepath.Join(dir, "d")
+	swapped := 0
+	for i := 0; i < 300 && !t.Failed(); i++ {
+		empty(t, dir)
+		_, tree := private(t, dir)
+		packed := archive(t, directory("d/"))
+		stop := harass(func() {
+			if exchange(d, tree) == nil {
+				swapped++
+			}
+		})
+		_ = as(User{}, dir, false).Unpack(dir, packed)
+		stop()
+		wantPrivate(t, dir)
+	}
+	if swapped == 0 {
+		t.Error("nothing was swapped")
 	}
 }

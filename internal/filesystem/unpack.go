@@ -40,7 +40,7 @@ func (v *View) Unpack(dir string, r io.Reader) error {
 				return failed("unpack", dir, err)
 			}
 			defer unix.Close(root)
-			u := unpacker{root: root, modes: 0o777, made: make(map[string]*final)}
+			u := unpacker{root: root, uid: v.User.UID, modes: 0o777, made: make(map[string]*madeDir)}
 			if v.User.UID == 0 {
 				u.modes = 0o7777
 			}
@@ -52,12 +52,19 @@ func (v *View) Unpack(dir string, r io.Reader) error {
 // unpacker unpacks one archive below the pinned directory root.
 type unpacker struct {
 	root  int
-	modes int64 // bits of modes that are taken over
+	uid   uint32 // owner of what is made
+	modes int64  // bits of modes that are taken over
 
-	// made are the directories that were not there before, with what the
-	// archive says of them if it does. They get mode and time last: a mode may
-	// forbid to make entries, and entries change the time.
-	made map[string]*final
+	// made are the directories that were not there before. They get mode and
+	// time last: a mode may forbid to make entries, and entries change the time.
+	made map[string]*madeDir
+}
+
+// madeDir is a directory that the archive made. Another that has its name by
+// now is none.
+type madeDir struct {
+	id   inode
+	last *final // nil unless the archive tells
 }
 
 // final is what an entry has in the end. The rest of its header may be a
@@ -181,12 +188,12 @@ func (u *unpacker) link(parent int, base, target string) error {
 
 // directory makes the directory name, whose parent is pinned, unless it is there
 // or a link to one is: where that leads is for beneath to judge when it is used.
-// A directory that was there before the archive keeps its mode and time.
+// A directory that was there before the archive keeps its mode and time. h is nil
+// for one that the archive does not mention.
 func (u *unpacker) directory(parent int, name string, h *tar.Header) error {
 	base := path.Base(name)
 	err := unix.Mkdirat(parent, base, newDirMode)
 	if err == nil {
-		u.made[name] = nil
 		return u.describe(parent, name, h)
 	}
 	var st unix.Stat_t
@@ -205,19 +212,45 @@ func (u *unpacker) directory(parent int, name string, h *tar.Header) error {
 	return ErrNotDirectory
 }
 
-// describe gives the directory name, which this archive made, the attributes of
-// its header, if it has one, and notes the rest.
+// describe gives the directory name, which this archive made, now or earlier, the
+// attributes of its header, if it has one, and notes the rest.
 func (u *unpacker) describe(parent int, name string, h *tar.Header) error {
-	if h == nil {
-		return nil
-	}
 	dir, err := openDir(parent, path.Base(name))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	u.made[name] = &final{h.Mode, h.ModTime}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	made, id := u.made[name], inode{st.Dev, st.Ino}
+	switch {
+	case made != nil && made.id != id, made == nil && !u.fresh(dir, &st):
+		return nil // it was there before
+	case made == nil:
+		made = &madeDir{id: id}
+		u.made[name] = made
+	}
+	if h == nil {
+		return nil
+	}
+	made.last = &final{h.Mode, h.ModTime}
 	return setAttributes(int(dir.Fd()), h)
+}
+
+// fresh tells whether dir may be what has just been made under its name. Who may
+// swap names there can have put another in its place: of their own as they like,
+// but of root's only what holds nothing.
+func (u *unpacker) fresh(dir *os.File, st *unix.Stat_t) bool {
+	if st.Uid != u.uid {
+		return false
+	}
+	if u.uid != 0 {
+		return true
+	}
+	names, _ := dir.Readdirnames(1)
+	return len(names) == 0
 }
 
 // parent pins the directory that name is in, and makes it if it is missing.
@@ -262,20 +295,30 @@ func (u *unpacker) openBeneath(name string, flags int) (int, error) {
 func (u *unpacker) finishDirectories() error {
 	names := slices.Sorted(maps.Keys(u.made))
 	for _, name := range slices.Backward(names) {
-		last := u.made[name]
-		if last == nil {
-			continue
-		}
-		fd, err := u.openBeneath(name, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err == nil {
-			err = u.finish(fd, last)
-			_ = unix.Close(fd)
-		}
-		if err != nil {
+		if err := u.finishDirectory(name, u.made[name]); err != nil {
 			return failed("unpack", name, err)
 		}
 	}
 	return nil
+}
+
+func (u *unpacker) finishDirectory(name string, made *madeDir) error {
+	if made.last == nil {
+		return nil
+	}
+	fd, err := u.openBeneath(name, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if made.id != (inode{st.Dev, st.Ino}) {
+		return nil // it was there before
+	}
+	return u.finish(fd, made.last)
 }
 
 // setAttributes gives the open file fd the attributes of users that h has.
