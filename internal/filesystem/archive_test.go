@@ -45,6 +45,33 @@ func TestPackAndUnpack(t *testing.T) {
 	})
 }
 
+// TestPackAttributes: a name that no archive can hold is left out.
+func TestPackAttributes(t *testing.T) {
+	modes(t, func(t *testing.T, v *View, dir string) {
+		must(t, os.Mkdir(filepath.Join(dir, "tree"), 0o755))
+		for _, path := range []string{"tree", "tree/f"} {
+			if path != "tree" {
+				write(t, filepath.Join(dir, path), "contents")
+			}
+			for _, name := range []string{"user.a=b", "user.c", "user.="} {
+				must(t, unix.Setxattr(filepath.Join(dir, path), name, []byte("v=w"), 0))
+			}
+		}
+		must(t, os.Chown(filepath.Join(dir, "tree"), int(alice.UID), int(alice.GID)))
+		var packed bytes.Buffer
+		must(t, v.Pack(&packed, ""))
+		must(t, v.Unpack("copy", &packed))
+		for _, path := range []string{"copy/tree", "copy/tree/f"} {
+			buf := make([]byte, 100)
+			n, err := unix.Listxattr(filepath.Join(dir, path), buf)
+			must(t, err)
+			if got := string(buf[:n]); got != "user.c\x00" {
+				t.Errorf("%s has the attributes %q", path, got)
+			}
+		}
+	})
+}
+
 // TestPackForOthers reads the archive with GNU tar.
 func TestPackForOthers(t *testing.T) {
 	dir := userDir(t)

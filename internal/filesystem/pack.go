@@ -24,7 +24,7 @@ const userXattr = "user."
 // format: names relative to the directory, in the order of filepath.WalkDir;
 // modes, owners by name and number, modification times, symbolic links, further
 // names of a file as hard links, and the attributes of users, metadata among
-// them. Sockets have no place in an archive. Memory does not grow with the
+// them, unless they have "=" in their name. Sockets have no place in an archive. Memory does not grow with the
 // tree, but for files that have several names.
 //
 // Nothing is written before the directory was opened. Entries that vanish are
@@ -173,7 +173,8 @@ func (p *packer) header(path string, st *unix.Stat_t) *tar.Header {
 func (p *packer) attributes(h *tar.Header, fd int) {
 	path := procPath(fd)
 	_ = p.target.Each(unix.AT_FDCWD, path, func(name string) error {
-		if !strings.HasPrefix(name, userXattr) {
+		// A record's name ends with the first "=" (pax in POSIX.1-2001).
+		if !strings.HasPrefix(name, userXattr) || strings.Contains(name, "=") {
 			return nil
 		}
 		value, err := p.target.Value(unix.AT_FDCWD, path, name)
