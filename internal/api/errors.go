@@ -73,6 +73,7 @@ var statuses = []struct {
 	{guest.ErrUnknownUser, http.StatusUnauthorized},
 	{filesystem.ErrNoSpace, http.StatusInsufficientStorage},
 	{filesystem.ErrOffsetPastEnd, http.StatusConflict},
+	{filesystem.ErrMoved, http.StatusConflict},
 	{filesystem.ErrInvalid, http.StatusBadRequest},
 	{filesystem.ErrIsDirectory, http.StatusBadRequest},
 	{filesystem.ErrNotDirectory, http.StatusBadRequest},

@@ -122,17 +122,26 @@ func (d *describer) fromStat(path string, st *unix.Stat_t) Entry {
 // moves meanwhile.
 func (d *describer) follow(e *Entry, dirfd int, name string) {
 	e.Type, e.Perm, e.SymlinkTarget = TypeUnknown, 0, e.Path
-	fd, st, err := d.view.pinAt(dirfd, name)
-	if err != nil {
-		return
-	}
-	defer unix.Close(fd)
-	target, err := pathOf(fd)
-	if err != nil {
-		return
-	}
-	e.Type, e.Perm, e.SymlinkTarget = typeOf(st.Mode), st.Mode&uint32(fs.ModePerm), target
-	e.Metadata = readMetadata(&d.target, unix.AT_FDCWD, procPath(fd))
+	_ = whileMoved(func() error { // what cannot be followed leads nowhere
+		fd, st, err := d.view.pinAt(dirfd, name)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		target, err := pathOf(fd)
+		if err == nil && strings.HasSuffix(target, deletedSuffix) {
+			var p place
+			if p, err = d.view.placeOf(target, &st); err == nil {
+				p.close()
+			}
+		}
+		if err != nil {
+			return err
+		}
+		e.Type, e.Perm, e.SymlinkTarget = typeOf(st.Mode), st.Mode&uint32(fs.ModePerm), target
+		e.Metadata = readMetadata(&d.target, unix.AT_FDCWD, procPath(fd))
+		return nil
+	})
 }
 
 // owner is the name of id, looked up once.
@@ -222,7 +231,11 @@ const pathMax = 4096
 // again with other rights.
 func procPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-// pathOf is where the pinned file fd is now.
+// deletedSuffix ends the path of a file that was removed or replaced, and may
+// end any name.
+const deletedSuffix = " (deleted)"
+
+// pathOf is where the pinned file fd is now, or was.
 func pathOf(fd int) (string, error) {
 	var buf [pathMax]byte
 	n, err := unix.Readlink(procPath(fd), buf[:])
@@ -230,7 +243,7 @@ func pathOf(fd int) (string, error) {
 		return "", err
 	}
 	path := string(buf[:n])
-	// "pipe:[1]", "(unreachable)/x", "/x (deleted)" are no paths.
+	// "pipe:[1]" and "(unreachable)/x" are no paths.
 	if !strings.HasPrefix(path, "/") {
 		return "", unix.ENOENT
 	}

@@ -27,6 +27,10 @@ var (
 	// ErrOffsetPastEnd is a resumed write that would leave a hole.
 	ErrOffsetPastEnd = errors.New("offset lies past the end of the file")
 
+	// ErrMoved is a file that is not where the kernel says it is: it is replaced
+	// all the time, or is in another mount namespace.
+	ErrMoved = errors.New("file keeps moving, or is in another mount namespace")
+
 	// ErrSource is a source of contents that broke off; it comes with the
 	// source's own error.
 	ErrSource = errors.New("read contents")

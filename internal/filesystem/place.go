@@ -41,6 +41,42 @@ func (v *View) pinPlace(path string) (place, error) {
 	return place{dir, filepath.Base(path)}, err
 }
 
+// placeOf is the place at path, which pathOf told of the pinned file that st
+// describes. It is ErrMoved if another file is there, or none.
+func (v *View) placeOf(path string, st *unix.Stat_t) (place, error) {
+	p, err := v.pinPlace(path)
+	if err != nil {
+		return p, moved(err)
+	}
+	var now unix.Stat_t
+	err = moved(statAt(p.dir, p.name, &now))
+	if err == nil && (now.Dev != st.Dev || now.Ino != st.Ino) {
+		err = ErrMoved
+	}
+	if err != nil {
+		p.close()
+	}
+	return p, err
+}
+
+func moved(err error) error {
+	if errors.Is(belowFile(err), unix.ENOENT) {
+		return ErrMoved
+	}
+	return err
+}
+
+// whileMoved calls do until a file does not move under it; not for ever, since
+// somebody may do just that.
+func whileMoved(do func() error) (err error) {
+	for range 1000 {
+		if err = do(); !errors.Is(err, ErrMoved) {
+			break
+		}
+	}
+	return err
+}
+
 // pinNewPlace is pinPlace, but missing directories are made, owned by the user.
 // Its error is that of failed.
 func (v *View) pinNewPlace(path string) (place, error) {

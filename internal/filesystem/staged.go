@@ -33,7 +33,16 @@ func tempName() string { return tempPrefix + rand.Text() }
 //
 // The link at path, if it is one, stays: its target is replaced. A link that
 // leads nowhere is replaced itself.
-func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
+func (v *View) stage(path string, need int64, m Metadata) (s *staged, err error) {
+	err = whileMoved(func() error {
+		s, err = v.tryStage(path, need, m)
+		return err
+	})
+	return s, err
+}
+
+// tryStage is stage, but ErrMoved if the old file was replaced meanwhile.
+func (v *View) tryStage(path string, need int64, m Metadata) (*staged, error) {
 	var p place
 	oldfd, old, err := v.pin(path)
 	switch {
@@ -50,7 +59,7 @@ func (v *View) stage(path string, need int64, m Metadata) (*staged, error) {
 		if path, err = pathOf(oldfd); err != nil {
 			return nil, err
 		}
-		if p, err = v.pinPlace(path); err != nil {
+		if p, err = v.placeOf(path, &old); err != nil {
 			return nil, err
 		}
 	case errors.Is(err, unix.ENOENT):
