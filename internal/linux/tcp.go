@@ -14,7 +14,12 @@ type TCPHealth struct {
 	Unanswered int
 	// LastAck is how long ago the peer acknowledged anything.
 	LastAck time.Duration
+	// Closed says that the connection is over: both sides have ended it, or it
+	// was reset.
+	Closed bool
 }
+
+const tcpClose = 7 // TCP_CLOSE, net/tcp_states.h
 
 // TCPState asks the kernel about the connection behind fd (tcp(7), TCP_INFO).
 // A live peer that does not read answers every probe: only a peer that is gone
@@ -27,6 +32,7 @@ func TCPState(fd uintptr) (TCPHealth, error) {
 	return TCPHealth{
 		Unanswered: int(info.Retransmits) + int(info.Probes),
 		LastAck:    time.Duration(info.Last_ack_recv) * time.Millisecond,
+		Closed:     info.State == tcpClose,
 	}, nil
 }
 

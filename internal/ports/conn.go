@@ -55,6 +55,10 @@ type conn struct {
 	f      *Forwarder
 	client side
 
+	// The end of that direction, to the server or to the client, was passed on
+	// or is about to be.
+	upEnded, downEnded atomic.Bool
+
 	mu     sync.Mutex
 	server side // guarded by mu; nil until dialled
 	closed bool // guarded by mu
@@ -109,8 +113,8 @@ func (c *conn) run(port uint16, to targets) {
 		return
 	}
 	var other sync.WaitGroup
-	other.Go(func() { c.pump(c.client, server, &c.f.stats.sent) })
-	c.pump(server, c.client, &c.f.stats.taken)
+	other.Go(func() { c.pump(c.client, server, &c.downEnded, &c.upEnded, &c.f.stats.sent) })
+	c.pump(server, c.client, &c.upEnded, &c.downEnded, &c.f.stats.taken)
 	other.Wait()
 	c.close()
 }
@@ -137,13 +141,28 @@ func dial(ctx context.Context, port uint16, to targets) (*net.TCPConn, error) {
 // pump copies one direction. The end of what src sends is passed on; so is a
 // reset. Where dst takes no more, it is dead, and the other direction, once it
 // has read what came before, finds out.
-func (c *conn) pump(dst, src side, count *atomic.Uint64) {
+func (c *conn) pump(dst, src side, ended, backEnded *atomic.Bool, count *atomic.Uint64) {
 	switch reading, err := c.f.pipes.copy(dst, src, count); {
+	case err == nil && wasReset(src, backEnded):
+		c.reset()
 	case err == nil:
+		ended.Store(true)
 		control(dst, linux.CloseWrite)
 	case reading:
 		c.reset()
 	}
+}
+
+// wasReset tells whether src, of which everything was read, was reset: the kernel
+// tells an error once, and the direction back may have been the one to hear of
+// it. An end in order leaves a connection open as long as that has not ended.
+func wasReset(src side, backEnded *atomic.Bool) bool {
+	closed := false
+	control(src, func(fd uintptr) {
+		state, err := linux.TCPState(fd)
+		closed = err == nil && state.Closed
+	})
+	return closed && !backEnded.Load() // in this order: it may end right now
 }
 
 // reset closes both ends with a reset.

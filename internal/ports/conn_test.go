@@ -20,12 +20,19 @@ func pair(t *testing.T) (f *Forwarder, client, server *net.TCPConn) {
 	t.Helper()
 	f = startForwarder(t)
 	l, port := listen(t, "127.0.0.1:0")
+	client, server = connect(t, l, port)
+	return f, client, server
+}
+
+// connect makes one more connection to l, on port.
+func connect(t *testing.T, l net.Listener, port uint16) (client, server *net.TCPConn) {
+	t.Helper()
 	client = dialForward(t, port)
 	c, err := l.Accept()
 	must(t, err)
 	t.Cleanup(func() { c.Close() })
 	must(t, c.SetDeadline(time.Now().Add(patience)))
-	return f, client, c.(*net.TCPConn)
+	return client, c.(*net.TCPConn)
 }
 
 func TestConnBothWays(t *testing.T) { bothWays(t, testConnBothWays) }
@@ -128,6 +135,37 @@ func TestConnResetAfterData(t *testing.T) {
 	must(t, server.Close()) // with unread data: a reset
 	if _, err := client.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("got %v, want a reset", err)
+	}
+}
+
+// TestConnResetWhileBlocked passes a reset on that meets both directions: one
+// waits to send more, the other for what comes.
+func TestConnResetWhileBlocked(t *testing.T) {
+	for _, first := range []string{"client", "server"} {
+		t.Run(first, func(t *testing.T) {
+			startForwarder(t)
+			l, port := listen(t, "127.0.0.1:0")
+			for i := range 20 {
+				a, b := connect(t, l, port)
+				if first == "server" {
+					a, b = b, a
+				}
+				must(t, b.SetWriteDeadline(time.Now().Add(50*time.Millisecond)))
+				if _, err := io.Copy(b, neverEnding{}); err == nil {
+					t.Fatal("everything was taken")
+				}
+				_, err := a.Write([]byte("part"))
+				must(t, err)
+				buf := make([]byte, 5)
+				_, err = io.ReadFull(b, buf[:4])
+				must(t, err)
+				must(t, a.SetLinger(0))
+				must(t, a.Close())
+				if _, err := b.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
+					t.Fatalf("round %d: got %v, want a reset", i, err)
+				}
+			}
+		})
 	}
 }
 
