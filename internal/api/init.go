@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
 
@@ -23,6 +24,8 @@ const (
 	// calls. What is large in it is a bundle of certificates: those of a whole
 	// system are 220 KiB.
 	maxInitBody = 1 << 20
+	// maxInitTime bounds how long that may take.
+	maxInitTime = 20 * time.Second
 	// The metadata service answers within milliseconds where there is one.
 	// Where its answer decides, it gets longer.
 	identityWait  = 250 * time.Millisecond
@@ -76,15 +79,20 @@ type initService struct {
 	// newest is the newest timestamp since the boot or the last restore. Only
 	// who has the turn looks.
 	newest time.Time
+
+	patience time.Duration // maxInitTime, but in tests
 }
 
 func newInitService(cfg Config) *initService {
-	return &initService{Config: cfg, turns: newTurns()}
+	return &initService{Config: cfg, turns: newTurns(), patience: maxInitTime}
 }
 
 func (s *initService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	received := time.Now()
+	deadline := http.NewResponseController(w).SetReadDeadline
+	_ = deadline(received.Add(s.patience)) // tests may have no connection
 	req, change, err := readInit(w, r, received)
+	_ = deadline(time.Time{})
 	if err != nil {
 		initError(w, err)
 		return
@@ -179,6 +187,8 @@ func initError(w http.ResponseWriter, err error) {
 		status = http.StatusUnauthorized
 	case errors.As(err, &tooLarge):
 		status = http.StatusRequestEntityTooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		status = http.StatusRequestTimeout
 	case errors.Is(err, errBadInit), errors.Is(err, guest.ErrMount):
 		status = http.StatusBadRequest
 	case errors.Is(err, errNoTurn):

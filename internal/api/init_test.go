@@ -1,12 +1,15 @@
 package api
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha512"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -451,6 +454,25 @@ func TestInitMountError(t *testing.T) {
 	w := r.post(ctx, hangingMount)
 	if w.Code != 400 || !strings.Contains(w.Body.String(), "10.0.0.1:/x on /mnt/x") {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// TestInitBodyTooSlow: who does not send the body is not waited for.
+func TestInitBodyTooSlow(t *testing.T) {
+	s := newInitService(accessConfig(t, ""))
+	s.patience = 50 * time.Millisecond
+	server := httptest.NewServer(s)
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	must(t, err)
+	defer conn.Close()
+	_, err = io.WriteString(conn, "POST /init HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nConnection: close\r\n\r\n{")
+	must(t, err)
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	must(t, err)
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusRequestTimeout {
+		t.Errorf("status %s", res.Status)
 	}
 }
 

@@ -73,6 +73,7 @@ type registry struct {
 
 	patience time.Duration // idleTimeout, but in tests
 	crowded  time.Duration // crowdedIdle, but in tests
+	unread   time.Duration // headerTimeout, but in tests
 	places   chan struct{} // an element for each connection, until it has ended; see bounded
 
 	resting atomic.Bool
@@ -169,6 +170,7 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		c.wrote.Store(false)
 		if !c.h2.Load() { // there the last answer may not have been sent yet
 			c.answering.Store(false)
+			c.body.idle(c)
 		}
 	}
 	c.state.Store(int32(state))

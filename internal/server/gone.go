@@ -43,6 +43,7 @@ func noticeGone(next http.Handler) http.Handler {
 		r = r.WithContext(ctx)
 		r.Body = body
 		next.ServeHTTP(w, r)
+		c.body.leave(body, time.Now().Add(c.registry.unread))
 	})
 }
 
@@ -56,7 +57,7 @@ type bodyWatch struct {
 
 func (b *bodyWatch) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil {
+	if err == io.EOF {
 		b.stop()
 	}
 	return n, err //nolint:wrapcheck // readers compare it
@@ -64,12 +65,16 @@ func (b *bodyWatch) Read(p []byte) (int, error) {
 
 func (b *bodyWatch) stop() { b.watch.end(b) }
 
-// goneWatch looks after the body that is being read on a connection. Its timer
-// belongs to the connection and is left to run out when the body has ended: to
-// set and stop one for each request would wake another thread each time.
+// goneWatch looks after the body that is being read on a connection: by a
+// handler, as long as the client is there; then by net/http, which reads the rest
+// of a short one before it answers, for a bounded time. Its timer belongs to the
+// connection and is left to run out when the body has ended: to set and stop one
+// for each request would wake another thread each time.
 type goneWatch struct {
 	mu    sync.Mutex
 	body  *bodyWatch  // guarded by mu, as is all below; nil for none
+	rest  time.Time   // by when the rest of a body has to be there; zero for none
+	late  bool        // it was not: the connection ends with the answer
 	timer *time.Timer // nil before the first body
 	armed bool        // the timer runs
 }
@@ -95,18 +100,44 @@ func (g *goneWatch) end(b *bodyWatch) {
 	}
 }
 
+// leave says that the handler is through with the body b, and by when its rest has
+// to be there if it has not ended.
+func (g *goneWatch) leave(b *bodyWatch, rest time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.body == b {
+		g.body, g.rest = nil, rest
+	}
+}
+
+// idle says that c has been answered. What comes late is not the beginning of
+// another request.
+func (g *goneWatch) idle(c *conn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rest = time.Time{}
+	if g.late {
+		_ = c.socket.Close()
+	}
+}
+
 func (g *goneWatch) check(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.body == nil:
+	case g.body == nil && g.rest.IsZero():
 		g.armed = false
-	case c.hungUp():
+		return
+	case g.body != nil && c.hungUp():
 		g.armed = false
 		g.body.gone(errGone)
-	default:
-		g.timer.Reset(goneCheck)
+		return
+	case g.body == nil && time.Now().After(g.rest):
+		g.armed, g.late = false, true
+		_ = c.SetReadDeadline(time.Unix(1, 0)) // closed already
+		return
 	}
+	g.timer.Reset(goneCheck)
 }
 
 // hungUp tells whether the peer has closed the connection or reset it, read or

@@ -23,9 +23,16 @@ func answering(next http.Handler) http.Handler {
 // net/http gives by itself to what it cannot read as a request over HTTP/1.1.
 var refusalHead = []byte("\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n")
 
+// expectation starts the answer, which has no text, to an Expect header of
+// anything but "100-continue".
+var expectation = []byte("HTTP/1.1 417 Expectation Failed\r\n")
+
 // refusal is p, which net/http writes at once, as the same answer in the form
 // that all other errors have. It is nil when p is nothing of the kind.
 func refusal(p []byte) []byte {
+	if bytes.HasPrefix(p, expectation) {
+		p = fmt.Appendf(nil, "HTTP/1.1 417 Expectation Failed%s417 unknown expectation: only 100-continue is met", refusalHead)
+	}
 	line, is := bytes.CutPrefix(p, []byte("HTTP/1.1 "))
 	line, text, found := bytes.Cut(line, refusalHead)
 	if !is || !found || bytes.ContainsAny(line, "\r\n") || len(line) < 4 {

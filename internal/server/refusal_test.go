@@ -25,6 +25,7 @@ func TestUnreadableRequests(t *testing.T) {
 		"no host":           {"GET / HTTP/1.1\r\n\r\n", 400},
 		"bad header":        {"GET / HTTP/1.1\r\nHost: x\r\na b: c\r\n\r\n", 400},
 		"transfer encoding": {"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501},
+		"expectation":       {"GET / HTTP/1.1\r\nHost: x\r\nExpect: a miracle\r\n\r\n", 417},
 		"version":           {"GET / HTTP/4.7\r\nHost: x\r\n\r\n", 505},
 		"after another":     {"GET / HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n\r\n", 400},
 		"large header":      {"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 2<<20) + "\r\n\r\n", 431},

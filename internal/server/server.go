@@ -21,7 +21,8 @@ import (
 
 const (
 	// headerTimeout bounds how long a client may take over its request
-	// headers. Bodies and streams have no bound.
+	// headers, and over the rest of a body that its handler did not want. Else
+	// bodies and streams have no bound.
 	headerTimeout = 20 * time.Second
 	// idleTimeout is longer than any proxy in front keeps an idle connection,
 	// so that a proxy never sends on one that we just closed.
@@ -65,7 +66,7 @@ func New(handler http.Handler, log *slog.Logger, listeners ...net.Listener) *Ser
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
 	s := &Server{cancel: cancel}
-	s.conns.patience, s.conns.crowded = idleTimeout, crowdedIdle
+	s.conns.patience, s.conns.crowded, s.conns.unread = idleTimeout, crowdedIdle, headerTimeout
 	s.conns.places = make(chan struct{}, linux.FileLimit()/4*3)
 	for _, l := range listeners {
 		s.listeners = append(s.listeners, watched{bound(l, &s.conns), deadCheck, &s.sent})
