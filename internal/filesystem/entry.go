@@ -122,25 +122,26 @@ func (d *describer) fromStat(path string, st *unix.Stat_t) Entry {
 // moves meanwhile.
 func (d *describer) follow(e *Entry, dirfd int, name string) {
 	e.Type, e.Perm, e.SymlinkTarget = TypeUnknown, 0, e.Path
-	_ = whileMoved(func() error { // what cannot be followed leads nowhere
+	_ = whileMoved(20, func() error { // what cannot be followed leads nowhere
 		fd, st, err := d.view.pinAt(dirfd, name)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
 		target, err := pathOf(fd)
-		if err == nil && strings.HasSuffix(target, deletedSuffix) {
-			var p place
-			if p, err = d.view.placeOf(target, &st); err == nil {
-				p.close()
-			}
-		}
 		if err != nil {
 			return err
 		}
 		e.Type, e.Perm, e.SymlinkTarget = typeOf(st.Mode), st.Mode&uint32(fs.ModePerm), target
 		e.Metadata = readMetadata(&d.target, unix.AT_FDCWD, procPath(fd))
-		return nil
+		if !strings.HasSuffix(target, deletedSuffix) {
+			return nil
+		}
+		p, err := d.view.placeOf(target, &st)
+		if err == nil {
+			p.close()
+		}
+		return err
 	})
 }
 

@@ -48,7 +48,7 @@ func (v *View) move(source, destination string) (e Entry, err error) {
 	err = from.rename(to)
 	switch {
 	case errors.Is(err, unix.EXDEV):
-		err = v.moveAcross(from, to, source)
+		err = v.moveAcross(source, to)
 	case errors.Is(err, unix.EINVAL):
 		err = kindError{ErrInvalid, errors.New("directory would move into itself")}
 	case errors.Is(err, unix.EEXIST):
@@ -66,8 +66,13 @@ func (p place) rename(to place) error {
 	return linux.Retry(func() error { return unix.Renameat(p.dir, p.name, to.dir, to.name) })
 }
 
-// moveAcross moves from one filesystem to another. source is the path of from.
-func (v *View) moveAcross(from, to place, source string) error {
+// moveAcross moves from one filesystem to another what is at the path source.
+func (v *View) moveAcross(source string, to place) error {
+	from, err := v.pinPlace(source) // for all that follows
+	if err != nil {
+		return err
+	}
+	defer from.close()
 	temp, remove, err := v.tempPlace(to)
 	if err != nil {
 		return err
@@ -81,11 +86,7 @@ func (v *View) moveAcross(from, to place, source string) error {
 		_ = removeTree(temp, temp.name)
 		return err
 	}
-	var st unix.Stat_t
-	if statAt(from.dir, from.name, &st) == nil && copied != (inode{st.Dev, st.Ino}) {
-		return nil // what took its name meanwhile was not moved, and stays
-	}
-	return removeTree(from, source)
+	return removeCopied(from, source, copied)
 }
 
 // tempPlace is where the copy of a tree grows until it is renamed to to; it ends
@@ -120,7 +121,7 @@ func privateDir(dirfd int, name string) (int, error) {
 	}
 	if st.Mode&(unix.S_IFMT|0o022) != unix.S_IFDIR || st.Uid != 0 {
 		_ = unix.Close(fd)
-		return -1, fmt.Errorf("%w: the directory for the copy became another file", unix.ESTALE)
+		return -1, fmt.Errorf("%w: the directory for the copy is not root's alone", unix.EPERM)
 	}
 	return fd, nil
 }

@@ -115,3 +115,19 @@ func TestWriteAtomicElsewhere(t *testing.T) {
 	must(t, err)
 	wantContents(t, there, "in place")
 }
+
+// TestLinkToADeletedFile: what is open has no name any more, but is there.
+func TestLinkToADeletedFile(t *testing.T) {
+	dir := userDir(t)
+	path := filepath.Join(dir, "f")
+	write(t, path, "")
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	must(t, os.Remove(path))
+	e, err := as(User{}, dir, false).Stat(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()))
+	must(t, err)
+	if e.SymlinkTarget != path+deletedSuffix || e.Type != TypeFile {
+		t.Errorf("the link leads to %q, type %v", e.SymlinkTarget, e.Type)
+	}
+}

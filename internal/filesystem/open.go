@@ -117,7 +117,14 @@ func openEntry(dirfd int, name string) (*os.File, unix.Stat_t, error) {
 	case unix.S_IFREG, unix.S_IFDIR:
 		defer unix.Close(fd)
 		f, err := reopen(fd, name, unix.O_RDONLY)
-		return f, st, err
+		if err == nil {
+			err = unix.Fstat(int(f.Fd()), &st) // networks tell the size at the open
+		}
+		if err != nil {
+			_ = f.Close()
+			return nil, st, err
+		}
+		return f, st, nil
 	}
 	return os.NewFile(uintptr(fd), name), st, nil
 }

@@ -66,10 +66,10 @@ func moved(err error) error {
 	return err
 }
 
-// whileMoved calls do until a file does not move under it; not for ever, since
-// somebody may do just that.
-func whileMoved(do func() error) (err error) {
-	for range 1000 {
+// whileMoved calls do until a file does not move under it, but at most so often:
+// somebody may move it all the time, or it is gone for good and still open.
+func whileMoved(tries int, do func() error) (err error) {
+	for range tries {
 		if err = do(); !errors.Is(err, ErrMoved) {
 			break
 		}

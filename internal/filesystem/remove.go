@@ -35,10 +35,34 @@ func removeTree(p place, path string) error {
 	}
 	r := removal{top: p.dir, root: path}
 	r.remove(p.dir, p.name)
-	for len(r.levels) > 0 {
-		r.step()
+	return r.finish()
+}
+
+// removeCopied is removeTree for what was copied from p, known as path. What has
+// taken its name meanwhile stays: a directory is emptied only if it is that one,
+// and what is removed by its name alone is an empty one or a file, as who may
+// swap names there could do, too.
+func removeCopied(p place, path string, copied inode) error {
+	dir, err := openDir(p.dir, p.name)
+	var st unix.Stat_t
+	switch {
+	case errors.Is(err, unix.ENOTDIR):
+		if err := statAt(p.dir, p.name, &st); err == nil && copied == (inode{st.Dev, st.Ino}) {
+			return unlinkAt(p.dir, p.name, 0)
+		}
+		return nil
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return err
 	}
-	return r.err
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || copied != (inode{st.Dev, st.Ino}) {
+		_ = dir.Close()
+		return err
+	}
+	r := removal{top: p.dir, root: path}
+	r.enter(level{dir: dir, name: p.name})
+	return r.finish()
 }
 
 // removal is a tree on its way out. It does not recurse, so its depth costs some
@@ -48,6 +72,14 @@ type removal struct {
 	root   string  // path of the tree, for messages
 	levels []level // from the root of the tree to the directory at work
 	err    error   // the first
+}
+
+// finish removes all that was entered.
+func (r *removal) finish() error {
+	for len(r.levels) > 0 {
+		r.step()
+	}
+	return r.err
 }
 
 // level is a directory that is being emptied.

@@ -34,7 +34,7 @@ func tempName() string { return tempPrefix + rand.Text() }
 // The link at path, if it is one, stays: its target is replaced. A link that
 // leads nowhere is replaced itself.
 func (v *View) stage(path string, need int64, m Metadata) (s *staged, err error) {
-	err = whileMoved(func() error {
+	err = whileMoved(1000, func() error {
 		s, err = v.tryStage(path, need, m)
 		return err
 	})

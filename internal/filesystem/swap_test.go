@@ -171,6 +171,35 @@ func TestMoveWhileTheSourceIsSwapped(t *testing.T) {
 	}
 }
 
+// TestMoveWhileTheCopiedIsSwapped: as soon as the destination is there, alice
+// puts what is root's in the place of the source, which is to be removed.
+func TestMoveWhileTheCopiedIsSwapped(t *testing.T) {
+	src, dir := userDir(t), mount(t, "-t", "tmpfs", "none")
+	v := as(alice, dir, false)
+	mine, to := filepath.Join(src, "mine"), filepath.Join(dir, "to")
+	swapped := 0
+	for i := 0; i < 1000 && !t.Failed(); i++ {
+		empty(t, src, dir)
+		_, tree := private(t, src)
+		must(t, os.Mkdir(mine, 0o755))
+		must(t, os.Chown(mine, int(alice.UID), int(alice.GID)))
+		stop := harass(func() {
+			if unix.Access(to, unix.F_OK) == nil && exchange(mine, tree) == nil {
+				swapped++
+			}
+		})
+		_, _ = v.Move(mine, to)
+		stop()
+		if unix.Access(filepath.Join(mine, "f"), unix.F_OK) != nil && unix.Access(filepath.Join(tree, "f"), unix.F_OK) != nil {
+			t.Error("root's directory was removed, and not moved")
+		}
+	}
+	if swapped == 0 {
+		t.Error("nothing was swapped")
+	}
+	t.Logf("swapped %d times", swapped)
+}
+
 // TestUnpackWhileADirectoryIsSwapped: before the archive ends, which in one case
 // describes its directory once more, alice puts root's in the place of that.
 func TestUnpackWhileADirectoryIsSwapped(t *testing.T) {
@@ -201,24 +230,36 @@ func TestUnpackWhileADirectoryIsSwapped(t *testing.T) {
 	}
 }
 
-// TestUnpackForRootWhileADirectoryIsSwapped: alice takes part in what root
-// unpacks in a directory of hers.
-func TestUnpackForRootWhileADirectoryIsSwapped(t *testing.T) {
+// TestUnpackForOthersWhileADirectoryIsSwapped: alice takes part in what root, or
+// bob, unpacks in a directory of hers.
+func TestUnpackForOthersWhileADirectoryIsSwapped(t *testing.T) {
+	for name, u := range map[string]User{"root": {}, "bob": bob} {
+		t.Run(name, func(t *testing.T) { testUnpackForOthers(t, u) })
+	}
+}
+
+func testUnpackForOthers(t *testing.T, u User) {
 	dir := userDir(t)
 	d := filepath.Join(dir, "d")
 	swapped := 0
 	for i := 0; i < 300 && !t.Failed(); i++ {
 		empty(t, dir)
 		_, tree := private(t, dir)
+		must(t, os.Chown(tree, int(u.UID), int(u.GID)))
 		packed := archive(t, directory("d/"))
 		stop := harass(func() {
 			if exchange(d, tree) == nil {
 				swapped++
 			}
 		})
-		_ = as(User{}, dir, false).Unpack(dir, packed)
+		_ = as(u, dir, false).Unpack(dir, packed)
 		stop()
-		wantPrivate(t, dir)
+		for _, path := range []string{d, tree} {
+			st := lstat(t, path)
+			if _, err := os.Stat(filepath.Join(path, "f")); err == nil && st.Mode != unix.S_IFDIR|0o700 {
+				t.Errorf("the private directory has mode %o", st.Mode)
+			}
+		}
 	}
 	if swapped == 0 {
 		t.Error("nothing was swapped")

@@ -239,18 +239,12 @@ func (u *unpacker) describe(parent int, name string, h *tar.Header) error {
 	return setAttributes(int(dir.Fd()), h)
 }
 
-// fresh tells whether dir may be what has just been made under its name. Who may
-// swap names there can have put another in its place: of their own as they like,
-// but of root's only what holds nothing.
+// fresh tells whether dir may be what has just been made under its name: who may
+// swap names there can have put another in its place. One that belongs to the
+// user and holds nothing is as good.
 func (u *unpacker) fresh(dir *os.File, st *unix.Stat_t) bool {
-	if st.Uid != u.uid {
-		return false
-	}
-	if u.uid != 0 {
-		return true
-	}
-	names, _ := dir.Readdirnames(1)
-	return len(names) == 0
+	_, err := dir.Readdirnames(1)
+	return st.Uid == u.uid && errors.Is(err, io.EOF)
 }
 
 // parent pins the directory that name is in, and makes it if it is missing.
