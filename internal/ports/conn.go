@@ -19,6 +19,12 @@ import (
 // full.
 const dialTimeout = 10 * time.Second
 
+// A peer that has taken nothing in so many checks, 5 s, gets its reset.
+const (
+	settleChecks = 1000
+	settlePause  = 5 * time.Millisecond
+)
+
 // counters are what Stats reports.
 type counters struct {
 	forwards, connections         atomic.Int64
@@ -144,12 +150,30 @@ func dial(ctx context.Context, port uint16, to targets) (*net.TCPConn, error) {
 func (c *conn) pump(dst, src side, ended, backEnded *atomic.Bool, count *atomic.Uint64) {
 	switch reading, err := c.f.pipes.copy(dst, src, count); {
 	case err == nil && wasReset(src, backEnded):
+		settle(dst)
 		c.reset()
 	case err == nil:
 		ended.Store(true)
 		control(dst, linux.CloseWrite)
 	case reading:
+		settle(dst)
 		c.reset()
+	}
+}
+
+// settle waits until the peer of dst has all that was sent, for as long as it
+// takes some: a reset drops what is still on the way.
+func settle(dst side) {
+	for last, still := 0, 0; still < settleChecks; still++ {
+		unsent := 0
+		control(dst, func(fd uintptr) { unsent, _ = linux.Unsent(fd) })
+		if unsent == 0 {
+			return
+		}
+		if unsent != last {
+			last, still = unsent, 0
+		}
+		time.Sleep(settlePause)
 	}
 }
 

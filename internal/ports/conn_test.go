@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // pair is a forwarded connection: both its ends.
@@ -135,6 +137,31 @@ func TestConnResetAfterData(t *testing.T) {
 	must(t, server.Close()) // with unread data: a reset
 	if _, err := client.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("got %v, want a reset", err)
+	}
+}
+
+// TestConnResetBehindData: of what arrived before a reset, a slow reader gets
+// all, and then the reset.
+func TestConnResetBehindData(t *testing.T) {
+	_, client, server := pair(t)
+	must(t, client.SetReadBuffer(4<<10))
+	_, err := client.Write([]byte("a request that nobody reads"))
+	must(t, err)
+	answer := make([]byte, 256<<10)
+	_, err = server.Write(answer)
+	must(t, err)
+	raw, err := server.SyscallConn()
+	must(t, err)
+	eventually(t, "all is taken over", func() bool {
+		unsent := 1
+		must(t, raw.Control(func(fd uintptr) { unsent, err = linux.Unsent(fd) }))
+		return err == nil && unsent == 0
+	})
+	must(t, server.Close()) // with unread data: a reset
+	time.Sleep(50 * time.Millisecond)
+	got, err := io.ReadAll(client)
+	if len(got) != len(answer) || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("got %d of %d bytes, %v; want a reset", len(got), len(answer), err)
 	}
 }
 
