@@ -155,7 +155,7 @@ func httpError(w http.ResponseWriter, status int, message string) {
 // has no route for.
 func jsonErrors(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.RequestURI == "*" { // of an HTTP/2 preface that broke off; OPTIONS * is net/http's
+		if r.RequestURI == "*" { // of an HTTP/2 preface that broke off; OPTIONS * is the server's
 			w.Header().Set("Connection", "close")
 			httpStatus(w, r, http.StatusBadRequest)
 			return

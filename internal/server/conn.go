@@ -147,6 +147,8 @@ func (c *conn) Write(p []byte) (int, error) {
 	defer c.watch()()
 	if !c.answering.Load() {
 		if r := refusal(p); r != nil {
+			// net/http may read the rest of a body all the same.
+			_ = c.SetReadDeadline(time.Now().Add(c.registry.unread)) // closed already
 			_, err := c.socket.Write(r)
 			return len(p), err
 		}

@@ -170,7 +170,7 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		c.wrote.Store(false)
 		if !c.h2.Load() { // there the last answer may not have been sent yet
 			c.answering.Store(false)
-			c.body.idle(c)
+			c.body.over(c)
 		}
 	}
 	c.state.Store(int32(state))
@@ -181,6 +181,7 @@ func (r *registry) track(nc net.Conn, state http.ConnState) {
 		}
 	case http.StateClosed, http.StateHijacked:
 		c.end(nil)
+		c.body.over(c)
 		if c.spared.Load() {
 			_ = c.socket.Close() // most often it is closed
 		}

@@ -110,9 +110,9 @@ func (g *goneWatch) leave(b *bodyWatch, rest time.Time) {
 	}
 }
 
-// idle says that c has been answered. What comes late is not the beginning of
-// another request.
-func (g *goneWatch) idle(c *conn) {
+// over says that net/http is through with the request on c. What comes late is
+// not the beginning of another.
+func (g *goneWatch) over(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.rest = time.Time{}

@@ -16,7 +16,18 @@ const preflightSeconds = 7200
 // Middleware wraps handler in what every request passes, outermost first:
 // panics, the mark of an answer, CORS, then clients that are gone.
 func Middleware(handler http.Handler, log *slog.Logger) http.Handler {
-	return recovered(answering(allowOrigins(noticeGone(handler))), log)
+	return recovered(answering(allowOrigins(noticeGone(allOptions(handler)))), log)
+}
+
+// allOptions answers "OPTIONS *", which asks only whether the server is there.
+func allOptions(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodOptions && r.RequestURI == "*" {
+			w.Header().Set("Content-Length", "0")
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // allowOrigins answers preflights and lets any page call: what guards the

@@ -80,6 +80,9 @@ func New(handler http.Handler, log *slog.Logger, listeners ...net.Listener) *Ser
 		ConnContext:       s.conns.enter,
 		ConnState:         s.conns.track,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+
+		// Its answer waits for a body, however long: see allOptions.
+		DisableGeneralOptionsHandler: true,
 	}
 	return s
 }

@@ -60,6 +60,34 @@ func TestUnreadBodies(t *testing.T) {
 	}
 }
 
+// TestUnreadBodiesOfOthers is about requests that no handler gets to see.
+func TestUnreadBodiesOfOthers(t *testing.T) {
+	for request, status := range map[string]int{
+		"OPTIONS *" + unread: http.StatusOK,
+		"POST /" + strings.Replace(unread, "Host: x", "Host: x\r\nExpect: a miracle", 1): http.StatusExpectationFailed,
+	} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			leaktest.Check(t)
+			s := open(t, http.HandlerFunc(refuseUnread), quiet())
+			s.conns.unread = 100 * time.Millisecond
+			run(t, s)
+			began := time.Now()
+			br := dial(t, s, request)
+			res, err := http.ReadResponse(br, nil)
+			if err != nil || res.StatusCode != status {
+				t.Fatalf("%v, %v", res, err)
+			}
+			_ = body(t, res)
+			if rest, err := io.ReadAll(br); len(rest) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("after the answer: %q, %v", rest, err)
+			}
+			if took := time.Since(began); took > 2*goneCheck {
+				t.Errorf("the connection was there for %v", took)
+			}
+		})
+	}
+}
+
 // TestUnreadBodyArrives checks that a connection stays when the body that nobody
 // wanted is there in time.
 func TestUnreadBodyArrives(t *testing.T) {
