@@ -138,10 +138,14 @@ func (g *Group) AwaitEmpty(limit time.Duration) bool {
 	return true
 }
 
-// Populated tells whether a process is left in the group.
+// Populated tells whether a process is left in the group. As long as the group is
+// there and that cannot be told, there is one.
 func (g *Group) Populated() bool {
 	b, err := g.read("cgroup.events")
-	return err == nil && strings.Contains(b, "populated 1")
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV)
+	}
+	return strings.Contains(b, "populated 1")
 }
 
 // Usage is what everything in the group used so far.

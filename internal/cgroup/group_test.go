@@ -53,6 +53,27 @@ func TestKillWhileForking(t *testing.T) {
 	wait(t, "the group to be gone", release(g))
 }
 
+// Without descriptors nobody can tell that a group is empty.
+func TestPopulatedWithoutDescriptors(t *testing.T) {
+	h := open(t)
+	g := create(t, h)
+	cmd := child(t, g, "exec sleep 60")
+	var limit unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}))
+	populated, empty := g.Populated(), g.AwaitEmpty(20*time.Millisecond)
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	if !populated || empty {
+		t.Errorf("populated %v, empty %v", populated, empty)
+	}
+	must(t, g.Kill())
+	_ = cmd.Wait()
+	wait(t, "the group to be gone", release(g))
+	if g.Populated() {
+		t.Error("a group that is gone is populated")
+	}
+}
+
 // A stopped or frozen tree dies, too.
 func TestKillFrozen(t *testing.T) {
 	h := open(t)
