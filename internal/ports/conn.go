@@ -149,10 +149,7 @@ func dial(ctx context.Context, port uint16, to targets) (*net.TCPConn, error) {
 // has read what came before, finds out.
 func (c *conn) pump(dst, src side, ended, backEnded *atomic.Bool, count *atomic.Uint64) {
 	switch reading, err := c.f.pipes.copy(dst, src, count); {
-	case err == nil && wasReset(src, backEnded):
-		settle(dst)
-		c.reset()
-	case err == nil:
+	case err == nil && !wasReset(src, backEnded):
 		ended.Store(true)
 		control(dst, linux.CloseWrite)
 	case reading:
