@@ -39,11 +39,10 @@ func noticeGone(next http.Handler) http.Handler {
 		defer cancel(nil)
 		body := &bodyWatch{ReadCloser: r.Body, watch: &c.body, gone: cancel}
 		c.body.begin(body, c)
-		defer body.stop()
+		defer func() { c.body.end(body, time.Now().Add(c.registry.unread)) }()
 		r = r.WithContext(ctx)
 		r.Body = body
 		next.ServeHTTP(w, r)
-		c.body.leave(body, time.Now().Add(c.registry.unread))
 	})
 }
 
@@ -58,12 +57,10 @@ type bodyWatch struct {
 func (b *bodyWatch) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
-		b.stop()
+		b.watch.end(b, time.Time{})
 	}
 	return n, err //nolint:wrapcheck // readers compare it
 }
-
-func (b *bodyWatch) stop() { b.watch.end(b) }
 
 // goneWatch looks after the body that is being read on a connection: by a
 // handler, as long as the client is there; then by net/http, which reads the rest
@@ -92,17 +89,9 @@ func (g *goneWatch) begin(b *bodyWatch, c *conn) {
 	g.armed = true
 }
 
-func (g *goneWatch) end(b *bodyWatch) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.body == b {
-		g.body = nil
-	}
-}
-
-// leave says that the handler is through with the body b, and by when its rest has
-// to be there if it has not ended.
-func (g *goneWatch) leave(b *bodyWatch, rest time.Time) {
+// end says that the body b has ended, or that its handler is through with it: then
+// its rest has to be there by the time rest.
+func (g *goneWatch) end(b *bodyWatch, rest time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.body == b {
@@ -124,20 +113,18 @@ func (g *goneWatch) over(c *conn) {
 func (g *goneWatch) check(c *conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.armed = false
 	switch {
 	case g.body == nil && g.rest.IsZero():
-		g.armed = false
-		return
-	case g.body != nil && c.hungUp():
-		g.armed = false
-		g.body.gone(errGone)
-		return
 	case g.body == nil && time.Now().After(g.rest):
-		g.armed, g.late = false, true
+		g.late = true
 		_ = c.SetReadDeadline(time.Unix(1, 0)) // closed already
-		return
+	case g.body != nil && c.hungUp():
+		g.body.gone(errGone)
+	default:
+		g.armed = true
+		g.timer.Reset(goneCheck)
 	}
-	g.timer.Reset(goneCheck)
 }
 
 // hungUp tells whether the peer has closed the connection or reset it, read or

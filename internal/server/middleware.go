@@ -14,7 +14,7 @@ import (
 const preflightSeconds = 7200
 
 // Middleware wraps handler in what every request passes, outermost first:
-// panics, the mark of an answer, CORS, then clients that are gone.
+// panics, the mark of an answer, CORS, clients that are gone, then "OPTIONS *".
 func Middleware(handler http.Handler, log *slog.Logger) http.Handler {
 	return recovered(answering(allowOrigins(noticeGone(allOptions(handler)))), log)
 }

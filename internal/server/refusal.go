@@ -31,22 +31,27 @@ var expectation = []byte("HTTP/1.1 417 Expectation Failed\r\n")
 // that all other errors have. It is nil when p is nothing of the kind.
 func refusal(p []byte) []byte {
 	if bytes.HasPrefix(p, expectation) {
-		p = fmt.Appendf(nil, "HTTP/1.1 417 Expectation Failed%s417 unknown expectation: only 100-continue is met", refusalHead)
+		return jsonRefusal("417 Expectation Failed", "unknown expectation: only 100-continue is met")
 	}
 	line, is := bytes.CutPrefix(p, []byte("HTTP/1.1 "))
 	line, text, found := bytes.Cut(line, refusalHead)
 	if !is || !found || bytes.ContainsAny(line, "\r\n") || len(line) < 4 {
 		return nil
 	}
-	code, err := strconv.Atoi(string(line[:3]))
+	return jsonRefusal(string(line), string(bytes.TrimPrefix(text, line[:4])))
+}
+
+// jsonRefusal is the answer with that status line and message, or nil where the
+// line is none.
+func jsonRefusal(line, text string) []byte {
+	code, err := strconv.Atoi(line[:3])
 	if err != nil {
 		return nil
 	}
-	text = bytes.TrimPrefix(text, line[:4])
 	body, err := json.Marshal(struct {
 		Code    int    `json:"code"`
 		Message string `json:"message"`
-	}{code, string(text)})
+	}{code, text})
 	if err != nil {
 		return nil
 	}
