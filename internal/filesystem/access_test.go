@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 // layout makes a world around alice, who owns dir/home: what is hers, what she
@@ -272,21 +270,4 @@ func TestSwappedLinkUnpack(t *testing.T) {
 		t.Error("no entry met the link")
 	}
 	t.Logf("%d refusals", refused)
-}
-
-// swap exchanges two names without end, atomically, until stop.
-func swap(a, b string) (stop func()) {
-	done, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case <-done:
-				return
-			default:
-				_ = unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-			}
-		}
-	}()
-	return func() { close(done); <-stopped }
 }

@@ -85,7 +85,7 @@ func (v *View) composedSize(destination string, sources []string) (total int64, 
 		if err := checkRegular(st.Mode); err != nil {
 			return 0, failed("compose from", source, err)
 		}
-		if source == destination || missing == nil && st.Dev == dst.Dev && st.Ino == dst.Ino {
+		if source == destination || missing == nil && inodeOf(&st) == inodeOf(&dst) {
 			return 0, failed("compose from", source, fmt.Errorf("%w: source is the destination", ErrInvalid))
 		}
 		total += st.Size

@@ -23,6 +23,8 @@ func (v *View) copyTree(from, to place) (inode, error) {
 // inode identifies a file on this machine.
 type inode struct{ dev, ino uint64 }
 
+func inodeOf(st *unix.Stat_t) inode { return inode{st.Dev, st.Ino} }
+
 // treeCopy copies a tree that may have several names for one file.
 type treeCopy struct {
 	to int // directory that the copy is made in
@@ -44,7 +46,7 @@ func (c *treeCopy) copy(from int, name string, to int, newName, path string) (id
 	}
 	defer src.Close()
 	kind := st.Mode & unix.S_IFMT
-	id = inode{st.Dev, st.Ino}
+	id = inodeOf(&st)
 	if first, ok := c.made[id]; ok {
 		return id, inTree(name, unix.Linkat(c.to, first, to, newName, 0))
 	}
@@ -140,7 +142,7 @@ func (c *treeCopy) special(src *os.File, to int, newName string, st *unix.Stat_t
 // order matters: a new owner clears set-ID bits and file capabilities, and
 // everything changes times.
 func (c *treeCopy) attributes(dst, src int, st *unix.Stat_t) error {
-	mode, err := c.own(st, func() error { return unix.Fchown(dst, int(st.Uid), int(st.Gid)) })
+	mode, err := c.own(dst, st)
 	if err != nil {
 		return err
 	}
@@ -150,14 +152,12 @@ func (c *treeCopy) attributes(dst, src int, st *unix.Stat_t) error {
 	if err := unix.Fchmod(dst, mode); err != nil {
 		return err
 	}
-	return setTimes(dst, "", unix.AT_EMPTY_PATH, st)
+	return setTimes(dst, st)
 }
 
 // pinnedAttributes is attributes for what cannot be opened, but pinned.
 func (c *treeCopy) pinnedAttributes(dst int, st *unix.Stat_t) error {
-	mode, err := c.own(st, func() error {
-		return unix.Fchownat(dst, "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH)
-	})
+	mode, err := c.own(dst, st)
 	if err != nil {
 		return err
 	}
@@ -166,21 +166,22 @@ func (c *treeCopy) pinnedAttributes(dst int, st *unix.Stat_t) error {
 			return err
 		}
 	}
-	return setTimes(dst, "", unix.AT_EMPTY_PATH, st)
+	return setTimes(dst, st)
 }
 
-// own runs chown and says which mode fits the owner: the set-ID bits go with
-// an owner who could not be kept.
-func (c *treeCopy) own(st *unix.Stat_t, chown func() error) (mode uint32, err error) {
-	err = chown()
+// own gives dst, open or pinned, its owner and says which mode fits that: the
+// set-ID bits go with an owner who could not be kept.
+func (c *treeCopy) own(dst int, st *unix.Stat_t) (mode uint32, err error) {
+	err = unix.Fchownat(dst, "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH)
 	if c.lenient && errors.Is(err, unix.EPERM) {
 		return st.Mode & 0o1777, nil
 	}
 	return st.Mode & 0o7777, err
 }
 
-func setTimes(dirfd int, name string, flags int, st *unix.Stat_t) error {
-	return unix.UtimesNanoAt(dirfd, name, []unix.Timespec{st.Atim, st.Mtim}, flags)
+// setTimes is for what is open or pinned.
+func setTimes(fd int, st *unix.Stat_t) error {
+	return unix.UtimesNanoAt(fd, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
 // copyData copies size bytes and keeps the holes between them.

@@ -8,11 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/leaktest"
+	"github.com/wrenn/envd/internal/linux"
 )
 
 // alice and bob are users that no database knows.
@@ -140,4 +142,58 @@ func random(n int) []byte {
 	b := make([]byte, n)
 	rand.Read(b)
 	return b
+}
+
+// exchange gives each of two files the other's name, in one step.
+func exchange(a, b string) error {
+	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
+}
+
+// swap exchanges a and b, again and again, whether it can or not.
+func swap(a, b string) (stop func()) {
+	return alongside(User{}, func() error { _ = exchange(a, b); return nil })
+}
+
+// swapAs exchanges a and b, again and again, with the rights of u.
+func swapAs(u User, a, b string) (stop func()) {
+	return alongside(u, func() error { return exchange(a, b) })
+}
+
+// alongside calls do, again and again, with the rights of u, until it fails.
+func alongside(u User, do func() error) (stop func()) {
+	done, stopped := make(chan struct{}), make(chan error)
+	go func() {
+		stopped <- linux.DoAs(linux.FSIdentity{UID: u.UID, GID: u.GID, Groups: u.Groups}, func() error {
+			for {
+				select {
+				case <-done:
+					return nil
+				default:
+				}
+				if err := do(); err != nil {
+					return err
+				}
+			}
+		})
+	}()
+	return func() {
+		close(done)
+		if err := <-stopped; err != nil {
+			panic(err)
+		}
+	}
+}
+
+// harass calls act, again and again, with the rights of alice; it has been
+// called when harass returns.
+func harass(act func()) (stop func()) {
+	var once sync.Once
+	first := make(chan struct{})
+	stop = alongside(alice, func() error {
+		act()
+		once.Do(func() { close(first) })
+		return nil
+	})
+	<-first
+	return stop
 }

@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/wrenn/envd/internal/leaktest"
-	"github.com/wrenn/envd/internal/linux"
 )
 
 // secret is a directory that anybody may write to, in one of root's that keeps
@@ -85,38 +84,6 @@ func TestSwappedMagicLink(t *testing.T) {
 		t.Errorf("%d calls passed, %d were refused", passed, refused)
 	}
 	t.Logf("%d passed, %d refused", passed, refused)
-}
-
-// swapAs swaps a and b, again and again, with the rights of u.
-func swapAs(u User, a, b string) (stop func()) {
-	return alongside(u, func() error {
-		return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
-	})
-}
-
-// alongside calls do, again and again, with the rights of u, until it fails.
-func alongside(u User, do func() error) (stop func()) {
-	done, stopped := make(chan struct{}), make(chan error)
-	go func() {
-		stopped <- linux.DoAs(linux.FSIdentity{UID: u.UID, GID: u.GID, Groups: u.Groups}, func() error {
-			for {
-				select {
-				case <-done:
-					return nil
-				default:
-				}
-				if err := do(); err != nil {
-					return err
-				}
-			}
-		})
-	}()
-	return func() {
-		close(done)
-		if err := <-stopped; err != nil {
-			panic(err)
-		}
-	}
 }
 
 // TestMagicLinkEntry: an entry does not tell what a magic link at its own name

@@ -30,7 +30,7 @@ func (v *View) Move(source, destination string) (e Entry, err error) {
 }
 
 func (v *View) move(source, destination string) (e Entry, err error) {
-	from, err := v.locate(source)
+	from, err := v.pinPlace(source) // for all that follows
 	if err != nil {
 		return e, failed("move", source, belowFile(err))
 	}
@@ -48,7 +48,7 @@ func (v *View) move(source, destination string) (e Entry, err error) {
 	err = from.rename(to)
 	switch {
 	case errors.Is(err, unix.EXDEV):
-		err = v.moveAcross(source, to)
+		err = v.moveAcross(from, to, source)
 	case errors.Is(err, unix.EINVAL):
 		err = kindError{ErrInvalid, errors.New("directory would move into itself")}
 	case errors.Is(err, unix.EEXIST):
@@ -66,13 +66,8 @@ func (p place) rename(to place) error {
 	return linux.Retry(func() error { return unix.Renameat(p.dir, p.name, to.dir, to.name) })
 }
 
-// moveAcross moves from one filesystem to another what is at the path source.
-func (v *View) moveAcross(source string, to place) error {
-	from, err := v.pinPlace(source) // for all that follows
-	if err != nil {
-		return err
-	}
-	defer from.close()
+// moveAcross moves from one filesystem to another. source is the path of from.
+func (v *View) moveAcross(from, to place, source string) error {
 	temp, remove, err := v.tempPlace(to)
 	if err != nil {
 		return err

@@ -96,7 +96,7 @@ func (p *packer) entry(dirfd int, name, path string) error {
 	}
 	defer f.Close()
 	h := p.header(path, &st)
-	if first, ok := p.packed[inode{st.Dev, st.Ino}]; ok {
+	if first, ok := p.packed[inodeOf(&st)]; ok {
 		h.Typeflag, h.Linkname = tar.TypeLink, first
 		return p.w.WriteHeader(h)
 	}
@@ -104,7 +104,7 @@ func (p *packer) entry(dirfd int, name, path string) error {
 		return err
 	}
 	if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		p.packed[inode{st.Dev, st.Ino}] = path
+		p.packed[inodeOf(&st)] = path
 	}
 	return nil
 }

@@ -50,7 +50,7 @@ func (v *View) placeOf(path string, st *unix.Stat_t) (place, error) {
 	}
 	var now unix.Stat_t
 	err = moved(statAt(p.dir, p.name, &now))
-	if err == nil && (now.Dev != st.Dev || now.Ino != st.Ino) {
+	if err == nil && inodeOf(&now) != inodeOf(st) {
 		err = ErrMoved
 	}
 	if err != nil {

@@ -47,7 +47,7 @@ func removeCopied(p place, path string, copied inode) error {
 	var st unix.Stat_t
 	switch {
 	case errors.Is(err, unix.ENOTDIR):
-		if err := statAt(p.dir, p.name, &st); err == nil && copied == (inode{st.Dev, st.Ino}) {
+		if err := statAt(p.dir, p.name, &st); err == nil && copied == inodeOf(&st) {
 			return unlinkAt(p.dir, p.name, 0)
 		}
 		return nil
@@ -56,7 +56,7 @@ func removeCopied(p place, path string, copied inode) error {
 	case err != nil:
 		return err
 	}
-	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || copied != (inode{st.Dev, st.Ino}) {
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil || copied != inodeOf(&st) {
 		_ = dir.Close()
 		return err
 	}
@@ -166,7 +166,7 @@ func (r *removal) enter(l level) {
 func (l *level) park() {
 	var st unix.Stat_t
 	_ = unix.Fstat(int(l.dir.Fd()), &st) // what is not known is not found again
-	l.id = inode{st.Dev, st.Ino}
+	l.id = inodeOf(&st)
 	_ = l.dir.Close()
 	l.dir = nil
 }
@@ -184,7 +184,7 @@ func (l *level) unpark(below *os.File) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	if l.id != (inode{st.Dev, st.Ino}) {
+	if l.id != inodeOf(&st) {
 		return fmt.Errorf("moved meanwhile: %w", unix.ENOENT)
 	}
 	return nil

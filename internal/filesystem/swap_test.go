@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -55,20 +54,6 @@ func wantPrivate(t *testing.T, dir string) {
 	walk(dir, false)
 }
 
-// harass calls act, again and again, with the rights of alice; it has been
-// called when harass returns.
-func harass(act func()) (stop func()) {
-	var once sync.Once
-	first := make(chan struct{})
-	stop = alongside(alice, func() error {
-		act()
-		once.Do(func() { close(first) })
-		return nil
-	})
-	<-first
-	return stop
-}
-
 func empty(t *testing.T, dirs ...string) {
 	t.Helper()
 	for _, dir := range dirs {
@@ -78,10 +63,6 @@ func empty(t *testing.T, dirs ...string) {
 			must(t, os.RemoveAll(filepath.Join(dir, n.Name())))
 		}
 	}
-}
-
-func exchange(a, b string) error {
-	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 }
 
 // TestMoveWhileTheCopyIsSwapped: as soon as something incomplete appears in the

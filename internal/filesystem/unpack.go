@@ -224,13 +224,13 @@ func (u *unpacker) describe(parent int, name string, h *tar.Header) error {
 	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return err
 	}
-	made, id := u.made[name], inode{st.Dev, st.Ino}
-	switch {
-	case made != nil && made.id != id, made == nil && !u.fresh(dir, &st):
-		return nil // it was there before
-	case made == nil:
-		made = &madeDir{id: id}
+	made := u.made[name]
+	if made == nil && u.fresh(dir, &st) {
+		made = &madeDir{id: inodeOf(&st)}
 		u.made[name] = made
+	}
+	if made == nil || made.id != inodeOf(&st) {
+		return nil // it was there before
 	}
 	if h == nil {
 		return nil
@@ -309,7 +309,7 @@ func (u *unpacker) finishDirectory(name string, made *madeDir) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	if made.id != (inode{st.Dev, st.Ino}) {
+	if made.id != inodeOf(&st) {
 		return nil // it was there before
 	}
 	return u.finish(fd, made.last)
